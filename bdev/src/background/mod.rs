@@ -1,0 +1,3 @@
+//! Work that nobody waits for: giving back what deleted snapshots and disks held.
+
+pub(crate) mod reaper;

@@ -1,0 +1,629 @@
+//! Control commands. Most change the registry of disks at the next freeze and answer when that
+//! consistency point has committed, so each is durable and whole without a record of its own; a
+//! snapshot goes through the journal instead.
+
+use crate::control::{Command, Reply, Target};
+use crate::disk::{Disk, Root, Snap};
+use crate::engine::{Attached, Attachment, Engine, EngineState};
+use crate::error::{Error, ErrorKind};
+use crate::format::disk_record::REAP_NONE;
+use crate::format::journal::Record;
+use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
+use crate::slots::{Kind, Stage};
+use crate::status::Status;
+use crate::types::{BLOCK_SIZE, DiskId, Handle, Name, SnapId, SnapRef, Uuid};
+
+/// A resize under way.
+pub(crate) struct Resize {
+    cookie: u64,
+    disk: u32,
+    /// Bytes.
+    size: u64,
+    stage: ResizeStage,
+    /// Entry in use.
+    active: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ResizeStage {
+    /// What a shrink cuts off is being freed.
+    Trimming,
+    /// The record may be changed at the next freeze.
+    Due,
+}
+
+/// A snapshot on its way through the journal.
+pub(crate) struct PendingSnapshot {
+    cookie: u64,
+    disk: u32,
+    uuid: Uuid,
+    label: Name,
+    time: u64,
+    /// Number it got when it took effect.
+    id: u64,
+}
+
+type Outcome = Result<Reply, Error>;
+
+/// What became of a command at a freeze.
+enum Executed {
+    /// Answer when the checkpoint has committed.
+    AtCommit(Reply),
+    /// Answer now.
+    Now(Outcome),
+    /// Not yet: try at the next freeze.
+    Later,
+}
+
+fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error::new(kind, message)
+}
+
+impl Engine {
+    pub(crate) fn take_command(&mut self, cookie: u64, command: Command) {
+        if self.state != EngineState::Ready {
+            let refused = error(ErrorKind::Busy, "the store is still being opened");
+            self.replies.push_back((cookie, Err(refused)));
+            return;
+        }
+        match command {
+            Command::Attach(target) => self.attach(cookie, target),
+            Command::Detach(handle) => {
+                let outcome = self.detach(handle);
+                self.replies.push_back((cookie, outcome));
+            }
+            Command::Snapshot { disk, uuid, label, time } => {
+                self.start_snapshot(cookie, disk, uuid, label, time);
+            }
+            Command::Resize(disk, size) => self.start_resize(cookie, disk, size),
+            _ if self.failed.is_some() => self.refuse(cookie),
+            other => self.commands.push_back((cookie, other)),
+        }
+    }
+
+    fn refuse(&mut self, cookie: u64) {
+        let why = self.failed.clone().unwrap_or_default();
+        self.replies.push_back((cookie, Err(error(ErrorKind::Io, why))));
+    }
+
+    /// The shard has failed: nothing will commit any more.
+    pub(crate) fn fail_commands(&mut self) {
+        while let Some((cookie, _)) = self.commands.pop_front() {
+            self.refuse(cookie);
+        }
+        for (cookie, _) in std::mem::take(&mut self.checkpoint.replies) {
+            self.refuse(cookie);
+        }
+        for at in 0..self.resizes.len() {
+            if std::mem::take(&mut self.resizes[at].active)
+                && self.resizes[at].stage == ResizeStage::Due
+            {
+                self.refuse(self.resizes[at].cookie);
+            }
+        }
+    }
+
+    pub(crate) fn commands_want_checkpoint(&self) -> bool {
+        let waiting = |c: &Command| match c {
+            // These wait for a snapshot to settle as well; `settled` says when that happened.
+            Command::Attach(Target::Snapshot(snap)) => self.unsettled(*snap) == Some(true),
+            _ => true,
+        };
+        self.commands.iter().any(|(_, c)| waiting(c))
+            || self.resizes.iter().any(|r| r.active && r.stage == ResizeStage::Due)
+    }
+
+    /// After a checkpoint: commands that waited for a snapshot's tree may go on.
+    pub(crate) fn retry_commands(&mut self) {
+        self.checkpoint.settled = false;
+        for _ in 0..self.commands.len() {
+            let (cookie, command) = self.commands.pop_front().expect("counted");
+            match command {
+                Command::Attach(target) => self.attach(cookie, target),
+                other => self.commands.push_back((cookie, other)),
+            }
+        }
+    }
+
+    /// Some(true): the snapshot's tree is not written. Some(false): it is. `None`: no such snapshot.
+    fn unsettled(&self, at: SnapRef) -> Option<bool> {
+        let disk = self.disks.get(at.disk.0 as usize)?.as_ref().filter(|d| !d.deleting)?;
+        let snap = disk.snap(at.snap.0).filter(|s| !s.dying)?;
+        Some(snap.root.is_none())
+    }
+
+    /// The snapshot's tree, once it is written and in-place writes older than it are done.
+    fn settled_root(&self, at: SnapRef) -> Result<Option<Root>, Error> {
+        let disk = self.live(at.disk)?;
+        let missing = || {
+            let text = format!("disk {} has no snapshot number {}", disk.name, at.snap.0);
+            error(ErrorKind::NotFound, text)
+        };
+        let snap = disk.snap(at.snap.0).filter(|s| !s.dying).ok_or_else(missing)?;
+        Ok(snap.root.filter(|_| snap.drain == 0))
+    }
+
+    fn live(&self, id: DiskId) -> Result<&Disk, Error> {
+        let found = self.disks.get(id.0 as usize).and_then(|d| d.as_deref());
+        found
+            .filter(|d| !d.deleting)
+            .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no disk number {}", id.0)))
+    }
+
+    fn live_mut(&mut self, id: DiskId) -> Result<&mut Disk, Error> {
+        self.live(id)?;
+        Ok(self.disks[id.0 as usize].as_mut().expect("just found"))
+    }
+
+    fn attach(&mut self, cookie: u64, target: Target) {
+        let attached = match target {
+            Target::Disk(id) => self.live_mut(id).map(|disk| {
+                disk.attached += 1;
+                let (tree, root, size) = (id.0, Root::default(), disk.size);
+                Some(Attached { tree, disk: id.0, snap: 0, root, size })
+            }),
+            Target::Snapshot(at) => self.attach_snapshot(at),
+        };
+        match attached {
+            Ok(Some(attached)) => {
+                let handle = self.new_handle(attached);
+                self.replies.push_back((cookie, Ok(Reply::Handle(handle))));
+            }
+            Ok(None) if self.failed.is_some() => self.refuse(cookie),
+            Ok(None) => self.commands.push_back((cookie, Command::Attach(target))),
+            Err(refused) => self.replies.push_back((cookie, Err(refused))),
+        }
+    }
+
+    fn attach_snapshot(&mut self, at: SnapRef) -> Result<Option<Attached>, Error> {
+        let Some(root) = self.settled_root(at)? else { return Ok(None) };
+        let tree = self.next_view;
+        self.next_view = if tree == u32::MAX { crate::engine::VIEW_TREES } else { tree + 1 };
+        let snap = self.live_mut(at.disk)?.snap_mut(at.snap.0).expect("settled");
+        snap.attached += 1;
+        Ok(Some(Attached { tree, disk: at.disk.0, snap: at.snap.0, root, size: snap.size }))
+    }
+
+    fn new_handle(&mut self, attached: Attached) -> Handle {
+        let free = self.attachments.iter().position(|a| a.target.is_none());
+        let index = free.unwrap_or_else(|| {
+            self.attachments.push(Attachment { generation: 0, target: None });
+            self.attachments.len() - 1
+        });
+        assert!(index < 1 << 16, "more attachments than handles");
+        let entry = &mut self.attachments[index];
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.target = Some(attached);
+        Handle(u32::from(entry.generation) << 16 | index as u32)
+    }
+
+    fn detach(&mut self, handle: Handle) -> Outcome {
+        let Some(target) = self.attached(handle) else {
+            return Err(error(ErrorKind::NotFound, "that attachment has ended already"));
+        };
+        let used = |op: &crate::slots::Op| op.stage != Stage::Free && op.tree == target.tree;
+        if target.snap != 0 && self.slots.ops.iter().any(used) {
+            let text = "requests of that attachment are still in flight";
+            return Err(error(ErrorKind::Busy, text));
+        }
+        self.attachments[(handle.0 & 0xffff) as usize].target = None;
+        let disk = self.disks[target.disk as usize].as_mut().expect("attached disks exist");
+        if target.snap == 0 {
+            disk.attached -= 1;
+        } else {
+            disk.snap_mut(target.snap).expect("attached snapshots exist").attached -= 1;
+        }
+        Ok(Reply::Unit)
+    }
+
+    fn start_snapshot(&mut self, cookie: u64, id: DiskId, uuid: Uuid, label: Name, time: u64) {
+        let checked = self.live(id).and_then(|disk| {
+            let pending = self.pending_snapshots.iter();
+            let taken = disk.snaps.iter().filter(|s| !s.dying).any(|s| s.label == label)
+                || pending.clone().any(|p| p.disk == id.0 && p.label == label);
+            if !label.is_empty() && taken {
+                let text = format!("disk {} has a snapshot labelled {label} already", disk.name);
+                return Err(error(ErrorKind::Exists, text));
+            }
+            Ok(())
+        });
+        if let Err(refused) = checked {
+            self.replies.push_back((cookie, Err(refused)));
+            return;
+        }
+        if self.failed.is_some() {
+            return self.refuse(cookie);
+        }
+        let Some(index) = self.slots.take(false) else {
+            let text = "too many snapshots are being taken at once; try again";
+            self.replies.push_back((cookie, Err(error(ErrorKind::Busy, text))));
+            return;
+        };
+        self.pending_snapshots.push(PendingSnapshot { cookie, disk: id.0, uuid, label, time, id: 0 });
+        let op = &mut self.slots[index];
+        op.kind = Kind::Snapshot;
+        op.cookie = cookie;
+        op.disk = id.0;
+        op.tree = id.0;
+        self.advance(index);
+    }
+
+    fn pending_snapshot(&self, cookie: u64) -> usize {
+        let found = self.pending_snapshots.iter().position(|p| p.cookie == cookie);
+        found.expect("a snapshot in the pipeline is pending")
+    }
+
+    pub(crate) fn advance_snapshot(&mut self, index: u32) {
+        if self.failed.is_some() {
+            return self.finish(index, Status::IoError);
+        }
+        if !self.journal_has_room() {
+            self.checkpoint.urgent = true;
+            return self.park(index);
+        }
+        self.journal.reserve();
+        let at = self.pending_snapshot(self.slots[index].cookie);
+        let p = &self.pending_snapshots[at];
+        let mut records = [None; RUNS_MAX];
+        // Its number is settled when it takes effect; the journal's order is the order of numbers,
+        // and replay counts again.
+        let (disk, uuid, time, label) = (p.disk, p.uuid, p.time, p.label);
+        records[0] = Some(Record::Snapshot { disk, snap: 0, uuid, time, label });
+        self.slots[index].stage = Stage::Journal;
+        self.journal_append(index, &records);
+    }
+
+    /// The record is written: this is the instant the snapshot holds.
+    pub(crate) fn apply_snapshot(&mut self, index: u32) {
+        let at = self.pending_snapshot(self.slots[index].cookie);
+        let p = &self.pending_snapshots[at];
+        let (disk, uuid, label, time) = (p.disk, p.uuid, p.label, p.time);
+        let id = self.enter_snapshot(disk, uuid, label, time);
+        self.pending_snapshots[at].id = id;
+        self.stats.snapshots += 1;
+        self.finish(index, Status::Ok);
+    }
+
+    /// Ends the disk's epoch with a snapshot.
+    pub(crate) fn enter_snapshot(&mut self, disk: u32, uuid: Uuid, label: Name, time: u64) -> u64 {
+        let disk = self.disks[disk as usize].as_mut().expect("a disk in the pipeline exists");
+        let id = disk.epoch;
+        disk.snaps.push(Snap {
+            id,
+            uuid,
+            label,
+            time,
+            size: disk.size,
+            mapped: disk.mapped,
+            root: None,
+            drain: disk.in_place,
+            dying: false,
+            attached: 0,
+            clones: 0,
+            place: None,
+        });
+        disk.epoch += 1;
+        disk.dirty = true;
+        disk.refresh_newest();
+        id
+    }
+
+    pub(crate) fn snapshot_done(&mut self, cookie: u64, status: Status) {
+        let at = self.pending_snapshot(cookie);
+        let pending = self.pending_snapshots.swap_remove(at);
+        let outcome = if status == Status::Ok {
+            Ok(Reply::Snapshot(SnapId(pending.id)))
+        } else {
+            Err(error(ErrorKind::Io, self.failed.clone().unwrap_or_default()))
+        };
+        self.replies.push_back((cookie, outcome));
+    }
+
+    fn start_resize(&mut self, cookie: u64, id: DiskId, size: u64) {
+        let checked = checked_size(size).and_then(|size| {
+            let disk = self.live(id)?;
+            if disk.resizing {
+                let text = format!("disk {} is being resized already", disk.name);
+                return Err(error(ErrorKind::Busy, text));
+            }
+            Ok((size, disk.size))
+        });
+        let (size, old) = match checked {
+            Ok(sizes) => sizes,
+            Err(refused) => {
+                self.replies.push_back((cookie, Err(refused)));
+                return;
+            }
+        };
+        if self.failed.is_some() {
+            return self.refuse(cookie);
+        }
+        let disk = self.live_mut(id).expect("checked");
+        disk.resizing = true;
+        let shrinks = size < old;
+        let stage = if shrinks { ResizeStage::Trimming } else { ResizeStage::Due };
+        let entry = Resize { cookie, disk: id.0, size, stage, active: true };
+        let free = self.resizes.iter().position(|r| !r.active);
+        let at = free.unwrap_or(self.resizes.len());
+        if at == self.resizes.len() {
+            self.resizes.push(entry);
+        } else {
+            self.resizes[at] = entry;
+        }
+        if shrinks {
+            self.start_trim(at, id, size, old);
+        }
+    }
+
+    /// From now on requests past the new end are refused; what lies there is freed.
+    fn start_trim(&mut self, at: usize, id: DiskId, size: u64, old: u64) {
+        let Some(index) = self.slots.take(false) else {
+            self.resizes[at].active = false;
+            self.live_mut(id).expect("checked").resizing = false;
+            let text = "too many commands are under way; try again";
+            let cookie = self.resizes[at].cookie;
+            self.replies.push_back((cookie, Err(error(ErrorKind::Busy, text))));
+            return;
+        };
+        self.live_mut(id).expect("checked").size = size;
+        let op = &mut self.slots[index];
+        op.kind = Kind::Trim;
+        op.cookie = at as u64;
+        op.disk = id.0;
+        op.tree = id.0;
+        op.offset = size;
+        op.len = old - size;
+        self.advance(index);
+    }
+
+    pub(crate) fn trim_done(&mut self, at: usize, status: Status) {
+        if status == Status::Ok {
+            self.resizes[at].stage = ResizeStage::Due;
+            return;
+        }
+        let (cookie, disk) = (self.resizes[at].cookie, self.resizes[at].disk);
+        self.resizes[at].active = false;
+        let disk = self.disks[disk as usize].as_mut().expect("a disk being resized exists");
+        disk.resizing = false;
+        disk.size = disk.record_size;
+        let text = format!(
+            "disk {} keeps its size: freeing what lies past the new end failed ({status:?})",
+            disk.name
+        );
+        self.replies.push_back((cookie, Err(error(ErrorKind::Io, text))));
+    }
+
+    /// At a freeze: registry changes that the checkpoint will commit.
+    pub(crate) fn execute_commands(&mut self) {
+        for at in 0..self.resizes.len() {
+            let resize = &self.resizes[at];
+            if !resize.active || resize.stage != ResizeStage::Due {
+                continue;
+            }
+            let (cookie, disk, size) = (resize.cookie, resize.disk, resize.size);
+            self.resizes[at].active = false;
+            let disk = self.disks[disk as usize].as_mut().expect("a disk being resized exists");
+            disk.size = size;
+            disk.record_size = size;
+            disk.resizing = false;
+            disk.dirty = true;
+            self.checkpoint.replies.push((cookie, Reply::Unit));
+        }
+        for _ in 0..self.commands.len() {
+            let (cookie, command) = self.commands.pop_front().expect("counted");
+            match self.execute(&command) {
+                Executed::AtCommit(reply) => self.checkpoint.replies.push((cookie, reply)),
+                Executed::Now(outcome) => self.replies.push_back((cookie, outcome)),
+                Executed::Later => self.commands.push_back((cookie, command)),
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &Command) -> Executed {
+        let outcome = match command {
+            Command::CreateDisk { name, uuid, size, from, time } => {
+                match self.create_disk(*name, *uuid, *size, *from, *time) {
+                    Ok(None) => return Executed::Later,
+                    Ok(Some(id)) => Ok(Reply::Disk(id)),
+                    Err(refused) => Err(refused),
+                }
+            }
+            Command::DeleteDisk(id) => self.delete_disk(*id),
+            Command::DeleteSnapshot(at) => self.delete_snapshot(*at),
+            Command::LabelSnapshot(at, label) => self.label_snapshot(*at, *label),
+            Command::RenameDisk(id, name) => self.rename_disk(*id, *name),
+            Command::SetBlob(id, blob) => self.set_blob(*id, blob),
+            Command::Checkpoint => Ok(Reply::Unit),
+            Command::Attach(_) => return Executed::Later,
+            Command::Snapshot { .. } | Command::Detach(_) | Command::Resize(..) => {
+                unreachable!("these are not queued")
+            }
+        };
+        match outcome {
+            Ok(reply) => Executed::AtCommit(reply),
+            Err(refused) => Executed::Now(Err(refused)),
+        }
+    }
+
+    fn create_disk(
+        &mut self,
+        name: Name,
+        uuid: Uuid,
+        size: u64,
+        from: Option<SnapRef>,
+        time: u64,
+    ) -> Result<Option<DiskId>, Error> {
+        if name.is_empty() {
+            return Err(error(ErrorKind::Invalid, "a disk needs a name"));
+        }
+        let mut taken = self.disks.iter().flatten().filter(|d| !d.deleting);
+        if taken.clone().any(|d| d.name == name) {
+            let text = format!("a disk named {name} exists already: choose another name");
+            return Err(error(ErrorKind::Exists, text));
+        }
+        if taken.any(|d| d.uuid == uuid) {
+            let text = format!("a disk with UUID {uuid} exists already");
+            return Err(error(ErrorKind::Exists, text));
+        }
+        let root = match from {
+            None => None,
+            Some(at) => match self.settled_root(at)? {
+                None => return Ok(None),
+                Some(root) => Some((at, root)),
+            },
+        };
+        let snap = from.and_then(|at| self.live(at.disk).ok()?.snap(at.snap.0).cloned());
+        let least = snap.as_ref().map_or(0, |s| s.size);
+        let size = if size == 0 && least > 0 { least } else { checked_size(size)? };
+        if size < least {
+            let text = format!("a clone cannot be smaller than its snapshot ({least} bytes)");
+            return Err(error(ErrorKind::Invalid, text));
+        }
+        if self.space.free < self.reserve() {
+            let text = "the store is full: delete a disk or snapshot, or discard, first";
+            return Err(error(ErrorKind::NoSpace, text));
+        }
+        let unused = |(slot, d): (usize, &Option<Box<Disk>>)| {
+            (d.is_none() && !self.lost.contains(&(slot as u32))).then_some(slot)
+        };
+        let free = self.disks.iter().enumerate().find_map(unused);
+        let slot = free.unwrap_or(self.disks.len());
+        if slot as u64 >= self.superblock.geometry.record_slots {
+            let text = format!("all {slot} disk records are in use: delete a disk first");
+            return Err(error(ErrorKind::NoSpace, text));
+        }
+        let mut disk = Box::new(Disk::new(name, uuid, size, time));
+        if let (Some((at, root)), Some(snap)) = (root, snap) {
+            disk.root = root;
+            disk.mapped = snap.mapped;
+            disk.origin = Some((at.disk.0, at.snap.0));
+            self.live_mut(at.disk)?.snap_mut(at.snap.0).expect("settled").clones += 1;
+        }
+        if slot == self.disks.len() {
+            self.disks.push(Some(disk));
+        } else {
+            self.disks[slot] = Some(disk);
+        }
+        Ok(Some(DiskId(slot as u32)))
+    }
+
+    fn delete_disk(&mut self, id: DiskId) -> Outcome {
+        let disk = self.live(id)?;
+        let name = disk.name;
+        let in_use = disk.attached > 0 || disk.snaps.iter().any(|s| s.attached > 0);
+        let pending = self.pending_snapshots.iter().any(|p| p.disk == id.0);
+        if in_use || disk.resizing || pending {
+            let text = format!("disk {name} is in use: detach its exports first");
+            return Err(error(ErrorKind::Busy, text));
+        }
+        if let Some(snap) = disk.snaps.iter().find(|s| s.clones > 0) {
+            let text = format!(
+                "disk {name} has clones of its snapshot {} ({}): delete those disks first",
+                snap_name(snap),
+                self.clones_of(id, snap.id)
+            );
+            return Err(error(ErrorKind::Busy, text));
+        }
+        let disk = self.live_mut(id)?;
+        disk.deleting = true;
+        disk.dirty = true;
+        self.count_reapable();
+        Ok(Reply::Unit)
+    }
+
+    fn clones_of(&self, id: DiskId, snap: u64) -> String {
+        let all = self.disks.iter().flatten();
+        let clones = all.filter(|d| d.origin == Some((id.0, snap)));
+        let names: Vec<_> = clones
+            .map(|d| if d.deleting { format!("{}, being deleted", d.name) } else { d.name.to_string() })
+            .collect();
+        names.join(", ")
+    }
+
+    fn delete_snapshot(&mut self, at: SnapRef) -> Outcome {
+        self.settled_root(at)?;
+        let disk = self.live(at.disk)?;
+        let snap = disk.snap(at.snap.0).expect("looked up");
+        let what = format!("snapshot {} of disk {}", snap_name(snap), disk.name);
+        if snap.attached > 0 {
+            return Err(error(ErrorKind::Busy, format!("{what} is in use: detach it first")));
+        }
+        if snap.clones > 0 {
+            let clones = self.clones_of(at.disk, snap.id);
+            let text = format!("{what} has clones ({clones}): delete those disks first");
+            return Err(error(ErrorKind::Busy, text));
+        }
+        if snap.drain > 0 {
+            return Err(error(ErrorKind::Busy, format!("{what} is still settling; try again")));
+        }
+        let disk = self.live_mut(at.disk)?;
+        disk.dirty = true;
+        let snap = disk.snap_mut(at.snap.0).expect("looked up");
+        snap.dying = true;
+        if let Some((block, _)) = snap.place {
+            disk.log[block as usize].dirty = true;
+        }
+        assert!(disk.reaping == REAP_NONE || !disk.deleting);
+        self.count_reapable();
+        Ok(Reply::Unit)
+    }
+
+    fn label_snapshot(&mut self, at: SnapRef, label: Name) -> Outcome {
+        self.settled_root(at)?;
+        let disk = self.live_mut(at.disk)?;
+        let others = disk.snaps.iter().filter(|s| !s.dying && s.id != at.snap.0);
+        if !label.is_empty() && others.clone().any(|s| s.label == label) {
+            let text = format!("disk {} has a snapshot labelled {label} already", disk.name);
+            return Err(error(ErrorKind::Exists, text));
+        }
+        let snap = disk.snap_mut(at.snap.0).expect("looked up");
+        snap.label = label;
+        if let Some((block, _)) = snap.place {
+            disk.log[block as usize].dirty = true;
+        }
+        Ok(Reply::Unit)
+    }
+
+    fn rename_disk(&mut self, id: DiskId, name: Name) -> Outcome {
+        let taken = self.disks.iter().enumerate().any(|(slot, d)| {
+            slot as u32 != id.0 && d.as_ref().is_some_and(|d| !d.deleting && d.name == name)
+        });
+        if taken || name.is_empty() {
+            let text = format!("a disk named {name} exists already: choose another name");
+            return Err(error(ErrorKind::Exists, text));
+        }
+        let disk = self.live_mut(id)?;
+        disk.name = name;
+        disk.dirty = true;
+        Ok(Reply::Unit)
+    }
+
+    fn set_blob(&mut self, id: DiskId, blob: &[u8]) -> Outcome {
+        let disk = self.live_mut(id)?;
+        if blob.len() > BLOB_LEN_MAX {
+            let text = format!(
+                "{} bytes of export settings for disk {}; at most {BLOB_LEN_MAX} fit: remove an export",
+                blob.len(),
+                disk.name
+            );
+            return Err(error(ErrorKind::NoSpace, text));
+        }
+        disk.blob = blob.to_vec();
+        disk.dirty = true;
+        Ok(Reply::Unit)
+    }
+}
+
+fn snap_name(snap: &Snap) -> String {
+    if snap.label.is_empty() { snap.id.to_string() } else { snap.label.to_string() }
+}
+
+/// A lawful disk size: rounded up to whole blocks, 1 MiB to 256 TiB.
+fn checked_size(size: u64) -> Result<u64, Error> {
+    let rounded = size.checked_next_multiple_of(BLOCK_SIZE as u64).unwrap_or(u64::MAX);
+    if !(DISK_BYTES_MIN..=DISK_BYTES_MAX).contains(&rounded) {
+        let text = format!("a disk has 1 MiB to 256 TiB, not {size} bytes");
+        return Err(error(ErrorKind::Invalid, text));
+    }
+    Ok(rounded)
+}

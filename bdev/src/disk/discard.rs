@@ -1,0 +1,130 @@
+//! Discard, write-zeroes and the trim of a shrink: whole blocks become holes through the journal;
+//! parts of blocks are zeroed by a partial write, or left alone by a discard.
+
+use crate::engine::Engine;
+use crate::format::journal::Record;
+use crate::format::node;
+use crate::limits::{LEVEL_BITS, LINKS, RUNS_MAX};
+use crate::slots::{Kind, NONE, Stage};
+use crate::status::Status;
+use crate::types::BLOCK_SIZE;
+
+/// Leaves one operation looks at before others get their turn.
+const LEAVES_TURN: u32 = 512;
+
+impl Engine {
+    pub(crate) fn advance_discard(&mut self, index: u32) {
+        for _ in 0..LEAVES_TURN {
+            let op = &self.slots[index];
+            if op.partial {
+                // The zeroing of a partial block goes the way of a partial write.
+                return self.advance_write(index);
+            }
+            if op.stage != Stage::Locate {
+                unreachable!("a discard in a stage it does not have")
+            }
+            if op.done == op.len {
+                return self.discard_end(index);
+            }
+            if !self.discard_part(index) {
+                return;
+            }
+        }
+        self.later.push_back(index);
+    }
+
+    fn discard_end(&mut self, index: u32) {
+        if self.slots[index].fua {
+            self.start_flush(index);
+        } else {
+            self.finish(index, Status::Ok);
+        }
+    }
+
+    /// One leaf's worth. False: the operation waits or is over.
+    fn discard_part(&mut self, index: u32) -> bool {
+        let op = &mut self.slots[index];
+        let at = op.offset + op.done;
+        let left = op.len - op.done;
+        let inner = at % BLOCK_SIZE as u64;
+        if inner != 0 || left < BLOCK_SIZE as u64 {
+            let bytes = left.min(BLOCK_SIZE as u64 - inner);
+            if op.kind == Kind::WriteZeroes {
+                return self.zero_partial(index);
+            }
+            op.done += bytes;
+            return true;
+        }
+        op.leaf_index = at >> (12 + LEVEL_BITS);
+        op.first = ((at >> 12) % LINKS as u64) as u16;
+        op.inner = 0;
+        op.count = (left >> 12).min((LINKS - op.first as usize) as u64) as u16;
+        op.part_bytes = u32::from(op.count) << 12;
+        if !self.lock_leaf(index, false) {
+            return false;
+        }
+        if self.slots[index].leaf == NONE || !self.anything_mapped(index) {
+            if self.slots[index].leaf != NONE {
+                self.release_leaf(index);
+            }
+            let op = &mut self.slots[index];
+            op.done += u64::from(op.part_bytes);
+            return true;
+        }
+        self.discard_admit(index)
+    }
+
+    fn anything_mapped(&self, index: u32) -> bool {
+        let op = &self.slots[index];
+        let links = &self.cache.links[op.leaf as usize];
+        let links = &links[op.first as usize..(op.first + op.count) as usize];
+        links.iter().any(|link| link & node::ADDRESS != 0)
+    }
+
+    /// A piece of a block that is to read as zero: nothing to do over a hole, else a partial write.
+    fn zero_partial(&mut self, index: u32) -> bool {
+        self.slots[index].partial = true;
+        self.advance_write(index);
+        false
+    }
+
+    fn discard_admit(&mut self, index: u32) -> bool {
+        let room = self.space.free > 3 * (self.checkpoint.dirty_count() as u64 + 1) + 16;
+        if !room && !self.space_is_coming() {
+            self.release_leaf(index);
+            self.finish(index, Status::NoSpace);
+            return false;
+        }
+        let ready = room && self.journal_has_room() && self.checkpoint_has_room();
+        if !ready || !self.cache.promise(self.cache_reserve()) {
+            self.checkpoint.urgent = true;
+            self.unlock_and_park(index);
+            return false;
+        }
+        self.journal.reserve();
+        let op = &mut self.slots[index];
+        op.locked = true;
+        op.in_place = false;
+        let (slot, first, count) = (op.leaf, op.first, op.count);
+        self.cache.set_busy(slot, first, count);
+        let op = &mut self.slots[index];
+        let vba = op.leaf_index * LINKS as u64 + u64::from(first);
+        op.stage = Stage::Journal;
+        let mut records = [None; RUNS_MAX];
+        records[0] = Some(Record::Discard { disk: op.disk, vba, len: count });
+        self.journal_append(index, &records);
+        false
+    }
+
+    /// The record is written: the links become holes.
+    pub(crate) fn apply_discard(&mut self, index: u32) {
+        let op = &self.slots[index];
+        let (slot, disk, count) = (op.leaf, op.disk, u64::from(op.count));
+        let vba = op.leaf_index * LINKS as u64 + u64::from(op.first);
+        self.cache.unpromise();
+        self.apply(slot, disk, vba, None, count);
+        if self.part_done(index, Status::Ok) {
+            self.ready.push_back(index);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Virtual disks and their snapshots, as the engine keeps them in RAM.
+//!
+//! A disk's life is divided into **epochs** by its snapshots: snapshot `n` ends epoch `n`. A node
+//! knows the epoch it was born in; it is shared exactly if some snapshot from that epoch on still
+//! exists. So taking a snapshot touches no node, and deleting one makes nodes writable again.
+
+pub(crate) mod discard;
+pub(crate) mod read;
+pub(crate) mod write;
+
+use crate::format::disk_record::{REAP_LIVE, REAP_NONE};
+use crate::limits::{LEVEL_BITS, LEVEL_MAX};
+use crate::types::{Name, Uuid};
+
+/// The root of a tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Root {
+    /// Address of the root node; 0 = everything is a hole.
+    pub address: u64,
+    pub level: u8,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Snap {
+    pub id: u64,
+    pub uuid: Uuid,
+    pub label: Name,
+    pub time: u64,
+    pub size: u64,
+    pub mapped: u64,
+    /// `None` until a consistency point has written its tree.
+    pub root: Option<Root>,
+    /// In-place writes that began before it and are not done.
+    pub drain: u64,
+    pub dying: bool,
+    pub attached: u32,
+    pub clones: u32,
+    /// Block of the snapshot log and entry there.
+    pub place: Option<(u32, u8)>,
+}
+
+/// A pair of blocks of the snapshot log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogBlock {
+    pub address: u64,
+    pub side: usize,
+    pub used: u32,
+    pub dirty: bool,
+    /// Never written: both copies are due.
+    pub fresh: bool,
+}
+
+/// A disk.
+pub(crate) struct Disk {
+    pub name: Name,
+    pub uuid: Uuid,
+    /// Bytes presented; during a shrink already the new size.
+    pub size: u64,
+    /// Bytes in the record: differs from `size` only during a shrink.
+    pub record_size: u64,
+    pub root: Root,
+    /// Number of the next snapshot.
+    pub epoch: u64,
+    /// Newest snapshot that still counts; nodes born up to it are shared.
+    pub newest: u64,
+    pub mapped: u64,
+    pub created: u64,
+    pub origin: Option<(u32, u64)>,
+    /// Sorted by id.
+    pub snaps: Vec<Snap>,
+    pub log: Vec<LogBlock>,
+    pub deleting: bool,
+    /// Version being reaped and how far.
+    pub reaping: u64,
+    pub reap_cursor: u64,
+    pub blob: Vec<u8>,
+    pub attached: u32,
+    pub resizing: bool,
+    /// In-place writes in flight.
+    pub in_place: u64,
+    /// Its record must be written by the next checkpoint.
+    pub dirty: bool,
+    /// Record copy that counts; a fresh one gets both.
+    pub side: usize,
+    pub fresh: bool,
+    /// As of the running checkpoint's freeze.
+    pub frozen_epoch: u64,
+    pub frozen_mapped: u64,
+    /// Traffic of the live disk.
+    pub traffic: Traffic,
+}
+
+/// Counters of one disk.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Reads done.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes done.
+    pub writes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Discards and write-zeroes done.
+    pub discards: u64,
+    /// Bytes discarded or zeroed.
+    pub discard_bytes: u64,
+}
+
+impl Disk {
+    pub fn new(name: Name, uuid: Uuid, size: u64, created: u64) -> Disk {
+        Disk {
+            name,
+            uuid,
+            size,
+            record_size: size,
+            root: Root::default(),
+            epoch: 1,
+            newest: 0,
+            mapped: 0,
+            created,
+            origin: None,
+            snaps: Vec::new(),
+            log: Vec::new(),
+            deleting: false,
+            reaping: REAP_NONE,
+            reap_cursor: 0,
+            blob: Vec::new(),
+            attached: 0,
+            resizing: false,
+            in_place: 0,
+            dirty: true,
+            side: 1,
+            fresh: true,
+            frozen_epoch: 1,
+            frozen_mapped: 0,
+            traffic: Traffic::default(),
+        }
+    }
+
+    pub fn snap(&self, id: u64) -> Option<&Snap> {
+        self.snaps.binary_search_by_key(&id, |s| s.id).ok().map(|i| &self.snaps[i])
+    }
+
+    pub fn snap_mut(&mut self, id: u64) -> Option<&mut Snap> {
+        self.snaps.binary_search_by_key(&id, |s| s.id).ok().map(|i| &mut self.snaps[i])
+    }
+
+    /// After a change of `snaps`.
+    pub fn refresh_newest(&mut self) {
+        self.newest = self.snaps.last().map_or(0, |s| s.id);
+    }
+
+    /// True if a block or node dropped from the live tree may be one that the reaper has passed, so
+    /// that only the next checkpoint can tell whether it is free.
+    pub fn ambiguous(&self) -> bool {
+        self.reaping != REAP_NONE && self.reaping == self.newest
+    }
+
+    /// The newest snapshot older than epoch `epoch` that holds leaves up to (not including)
+    /// `leaf_end`: the one being reaped does not count where the reaper has passed. 0 = none (or a
+    /// clone's origin).
+    pub fn newest_before(&self, epoch: u64, leaf_end: u64) -> u64 {
+        let older = self.snaps.partition_point(|s| s.id < epoch);
+        self.snaps[..older]
+            .iter()
+            .rev()
+            .find(|s| s.id != self.reaping || leaf_end > self.reap_cursor)
+            .map_or(0, |s| s.id)
+    }
+
+    /// True while the live version of a deleted disk still holds leaves up to `leaf_end`.
+    pub fn live_reaped(&self) -> bool {
+        self.reaping == REAP_LIVE
+    }
+}
+
+/// Level the root must have for leaf `index` to be below it.
+pub(crate) fn level_for(index: u64) -> u8 {
+    let mut level = 0;
+    while index >> (LEVEL_BITS * u32::from(level)) != 0 {
+        level += 1;
+    }
+    assert!(level <= LEVEL_MAX, "a leaf lies past the largest disk");
+    level
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_grow_by_nine_bits() {
+        let at = |i| level_for(i);
+        assert_eq!([at(0), at(1), at(511), at(512), at(262_143), at(262_144)], [0, 1, 1, 2, 2, 3]);
+        assert_eq!(level_for((1 << 27) - 1), 3);
+    }
+
+    #[test]
+    fn the_snapshot_being_reaped_counts_only_ahead_of_the_cursor() {
+        let mut disk = Disk::new(Name::EMPTY, Uuid([0; 16]), 1 << 30, 0);
+        for id in [2, 5, 9] {
+            disk.snaps.push(Snap {
+                id,
+                uuid: Uuid([0; 16]),
+                label: Name::EMPTY,
+                time: 0,
+                size: 0,
+                mapped: 0,
+                root: None,
+                drain: 0,
+                dying: false,
+                attached: 0,
+                clones: 0,
+                place: None,
+            });
+        }
+        disk.refresh_newest();
+        assert_eq!([1, 2, 3, 9, 10].map(|e| disk.newest_before(e, 100)), [0, 0, 2, 5, 9]);
+        disk.reaping = 9;
+        disk.reap_cursor = 50;
+        assert!(disk.ambiguous());
+        assert_eq!([50, 51].map(|end| disk.newest_before(10, end)), [5, 9]);
+    }
+}

@@ -1,0 +1,242 @@
+//! Stages of a read: find the leaf, turn its links into runs, read the runs straight into the
+//! request's memory, answer holes with zeros.
+
+use crate::base_io::{BaseIo, BaseOp};
+use crate::engine::{Class, Engine, VIEW_TREES, tag};
+use crate::format::node;
+use crate::limits::{LEVEL_BITS, LINKS, READ_WINDOW};
+use crate::map::radix::Found;
+use crate::page::{pieces, zero_out};
+use crate::request::Seg;
+use crate::slots::{NONE, Stage};
+use crate::status::{BaseError, Status};
+use crate::types::BLOCK_SIZE;
+
+impl Engine {
+    pub(crate) fn advance_read(&mut self, index: u32) {
+        loop {
+            match self.slots[index].stage {
+                Stage::Locate => {
+                    if !self.read_locate(index) {
+                        return;
+                    }
+                }
+                Stage::Reading => {
+                    self.read_issue(index);
+                    if self.slots[index].outstanding > 0 {
+                        return;
+                    }
+                    if !self.read_part_done(index) {
+                        return;
+                    }
+                }
+                Stage::Free
+                | Stage::WaitNode
+                | Stage::WaitBusy
+                | Stage::Parked
+                | Stage::RmwRead
+                | Stage::Data
+                | Stage::Journal
+                | Stage::Flush => unreachable!("a read in a stage it does not have"),
+            }
+        }
+    }
+
+    /// Finds the leaf of the next part. False: the operation waits.
+    fn read_locate(&mut self, index: u32) -> bool {
+        let op = &mut self.slots[index];
+        let at = op.offset + op.done;
+        let leaf_bytes = (LINKS * BLOCK_SIZE) as u64;
+        op.part_bytes = (op.len - op.done).min(leaf_bytes - at % leaf_bytes) as u32;
+        op.leaf_index = at >> (12 + LEVEL_BITS);
+        op.first = ((at >> 12) % LINKS as u64) as u16;
+        op.inner = (at % BLOCK_SIZE as u64) as u16;
+        op.count = (u64::from(op.inner) + u64::from(op.part_bytes)).div_ceil(4096) as u16;
+        op.issued = 0;
+        let (tree, leaf) = (op.tree, op.leaf_index);
+        match self.find_leaf(tree, leaf) {
+            Found::Hit(slot) => {
+                self.cache.pin(slot);
+                self.slots[index].leaf = slot;
+                if self.must_wait_for_writes(index) {
+                    self.slots[index].stage = Stage::WaitBusy;
+                    let waiters = &mut self.cache.meta[slot as usize].waiters;
+                    waiters.push(&mut self.slots, index);
+                    return false;
+                }
+                self.enter_lane(index);
+                self.slots[index].stage = Stage::Reading;
+                true
+            }
+            Found::Absent => {
+                let op = &self.slots[index];
+                let (at, len) = (op.done as usize, op.part_bytes as usize);
+                zero_out(self.slots.segs(index), at, len);
+                self.read_advance(index)
+            }
+            Found::Loading(slot) => {
+                self.slots[index].stage = Stage::WaitNode;
+                self.cache.meta[slot as usize].waiters.push(&mut self.slots, index);
+                false
+            }
+            Found::NoRoom => {
+                self.park(index);
+                false
+            }
+        }
+    }
+
+    /// Where reads can see half of a write in flight, they queue behind it.
+    fn must_wait_for_writes(&self, index: u32) -> bool {
+        let op = &self.slots[index];
+        !self.traits.atomic_rw && self.cache.busy(op.leaf, op.first, op.count)
+    }
+
+    fn enter_lane(&mut self, index: u32) {
+        let op = &mut self.slots[index];
+        op.lane = self.lane as u8;
+        op.in_lane = true;
+        self.readers[self.lane] += 1;
+        self.count_reading(index, true);
+    }
+
+    fn leave_lane(&mut self, index: u32) {
+        self.count_reading(index, false);
+        let op = &mut self.slots[index];
+        assert!(std::mem::take(&mut op.in_lane));
+        self.readers[op.lane as usize] -= 1;
+    }
+
+    /// Notes (or forgets) that a read of these blocks is in flight.
+    fn count_reading(&mut self, index: u32, begin: bool) {
+        if self.reading.is_empty() {
+            return;
+        }
+        let op = &self.slots[index];
+        if op.tree >= VIEW_TREES {
+            return;
+        }
+        let (disk, first) = (op.disk, op.leaf_index * LINKS as u64 + u64::from(op.first));
+        for block in first..first + u64::from(op.count) {
+            let cell = &mut self.reading[reading_cell(disk, block)];
+            *cell = if begin { *cell + 1 } else { *cell - 1 };
+        }
+    }
+
+    /// True if a read of one of these blocks may be in flight.
+    pub(crate) fn being_read(&self, disk: u32, first: u64, count: u64) -> bool {
+        !self.reading.is_empty()
+            && (first..first + count).any(|block| self.reading[reading_cell(disk, block)] > 0)
+    }
+
+    /// Starts base reads for the part until the window is full; holes are zeroed on the way.
+    fn read_issue(&mut self, index: u32) {
+        loop {
+            let op = &self.slots[index];
+            if op.issued == op.part_bytes || op.outstanding >= READ_WINDOW {
+                return;
+            }
+            let from = u32::from(op.inner) + op.issued;
+            let links = &self.cache.links[op.leaf as usize][op.first as usize..];
+            let (mut block, skip) = (from as usize / BLOCK_SIZE, from as usize % BLOCK_SIZE);
+            let start = links[block] & node::ADDRESS;
+            let mut len = BLOCK_SIZE - skip;
+            let left = (op.part_bytes - op.issued) as usize;
+            while len < left {
+                block += 1;
+                let run = (block - from as usize / BLOCK_SIZE) as u64;
+                let expected = if start == 0 { 0 } else { start + run };
+                if links[block] & node::ADDRESS != expected {
+                    break;
+                }
+                len += BLOCK_SIZE;
+            }
+            let len = len.min(left);
+            let at = op.done as usize + op.issued as usize;
+            if start == 0 {
+                zero_out(self.slots.segs(index), at, len);
+            } else {
+                self.issue_data(index, BaseOp::Read, start * 4096 + skip as u64, at, len);
+                self.slots[index].outstanding += 1;
+            }
+            self.slots[index].issued += len as u32;
+        }
+    }
+
+    /// Starts a base operation on bytes `at .. at + len` of the request's own memory.
+    pub(crate) fn issue_data(
+        &mut self,
+        index: u32,
+        op: BaseOp,
+        offset: u64,
+        at: usize,
+        len: usize,
+    ) {
+        let segs = self.slots.segs(index);
+        let mut first = Seg::default();
+        if segs[0].len >= at + len {
+            first = Seg { addr: segs[0].addr + at, len };
+        } else {
+            pieces(segs, at, len, |seg| {
+                if first.len == 0 {
+                    first = seg;
+                }
+            });
+        }
+        let tag = tag(Class::Op, self.slots[index].generation, index);
+        let source = (index, at as u32);
+        self.io.push(BaseIo { tag, op, offset, len: len as u32, first, source });
+    }
+
+    /// The part has been read. False: the operation is over.
+    fn read_part_done(&mut self, index: u32) -> bool {
+        self.leave_lane(index);
+        let slot = std::mem::replace(&mut self.slots[index].leaf, NONE);
+        self.cache.unpin(slot);
+        if self.slots[index].status != Status::Ok {
+            let status = self.slots[index].status;
+            self.finish(index, status);
+            return false;
+        }
+        self.read_advance(index)
+    }
+
+    /// On to the next part. False: there is none.
+    fn read_advance(&mut self, index: u32) -> bool {
+        let op = &mut self.slots[index];
+        op.done += u64::from(op.part_bytes);
+        op.stage = Stage::Locate;
+        if op.done < op.len {
+            return true;
+        }
+        self.finish(index, Status::Ok);
+        false
+    }
+
+    /// A base operation on a request's memory is done.
+    pub(crate) fn op_io_done(&mut self, index: u32, generation: u32, result: Result<(), BaseError>) {
+        let op = &mut self.slots[index];
+        assert!(
+            op.generation == generation && op.outstanding > 0,
+            "a base operation completed for a request that is over"
+        );
+        op.outstanding -= 1;
+        if let Err(error) = result {
+            op.status = match error {
+                BaseError::NoSpace => Status::NoSpace,
+                BaseError::Io | BaseError::Gone => Status::IoError,
+            };
+            // Nothing more of this part is issued.
+            if op.stage == Stage::Reading {
+                op.part_bytes = op.issued;
+            }
+        }
+        if op.outstanding == 0 || op.stage == Stage::Reading {
+            self.advance(index);
+        }
+    }
+}
+
+fn reading_cell(disk: u32, block: u64) -> usize {
+    (block.wrapping_add(u64::from(disk) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51) as usize
+}

@@ -1,0 +1,593 @@
+//! The engine: four verbs in (`submit`, `complete`, `tick`, `command`), outboxes out. Nothing
+//! re-enters; nothing here knows what a thread, a clock or a socket is.
+
+use crate::background::reaper::Walker;
+use crate::base_io::{BaseIo, BaseOp, BaseTraits};
+use crate::commands::{PendingSnapshot, Resize};
+use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, StoreInfo};
+use crate::disk::{Disk, Root, Traffic};
+use crate::error::Error;
+use crate::format::label::StoreLabel;
+use crate::format::superblock::Superblock;
+use crate::limits::{CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL};
+use crate::map::node_cache::NodeCache;
+use crate::page::{Pages, pieces};
+use crate::pipeline::checkpoint::Checkpoint;
+use crate::pipeline::flush::Flush;
+use crate::pipeline::journal::Journal;
+use crate::recover::Recovery;
+use crate::request::{Done, Op as Verb, Request, Seg};
+use crate::ring::Ring;
+use crate::slots::{Kind, List, Slots, Stage};
+use crate::space::Space;
+use crate::stats::Stats;
+use crate::status::{BaseError, Status};
+use crate::types::{BLOCK_SIZE, DiskId, Handle, SECTOR_SIZE, SnapId, SnapRef, Tag, Uuid};
+use std::collections::VecDeque;
+
+/// Sizes that are fixed when an engine is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Requests in flight (slots); `submit` refuses beyond.
+    pub slots: usize,
+    /// Node cache budget, bytes (at least 1 MiB).
+    pub cache_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { slots: 1024, cache_bytes: 64 << 20 }
+    }
+}
+
+/// Where an engine is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineState {
+    /// Recovering: drive its I/O, submit nothing.
+    Opening,
+    /// Serving.
+    Ready,
+    /// Open failed; see [`Engine::open_error`].
+    Failed,
+}
+
+/// Something worth a line in the log.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// For people.
+    pub text: String,
+    /// Needs somebody's attention.
+    pub severe: bool,
+}
+
+/// An attachment.
+pub(crate) struct Attachment {
+    pub generation: u16,
+    pub target: Option<Attached>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Attached {
+    /// Key space in the node cache.
+    pub tree: u32,
+    pub disk: u32,
+    /// Snapshot number, 0 for the live disk.
+    pub snap: u64,
+    /// Root of a snapshot view.
+    pub root: Root,
+    pub size: u64,
+}
+
+/// What a tag's completion is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Class {
+    Op = 1,
+    Node = 2,
+    Journal = 3,
+    Flush = 4,
+    Chunk = 5,
+    Page = 6,
+    CheckpointFlush = 7,
+    Bitmap = 8,
+    Walk = 9,
+    Recover = 10,
+}
+
+/// Class in the top byte, 24 bits of generation, 32 bits of index.
+pub(crate) fn tag(class: Class, generation: u32, index: u32) -> Tag {
+    Tag((class as u64) << 56 | u64::from(generation & 0xff_ffff) << 32 | u64::from(index))
+}
+
+/// Trees of snapshot views have numbers from here on.
+pub(crate) const VIEW_TREES: u32 = 1 << 20;
+
+/// One shard's engine.
+pub struct Engine {
+    pub(crate) traits: BaseTraits,
+    pub(crate) store: Uuid,
+    pub(crate) shard: u16,
+    pub(crate) state: EngineState,
+    pub(crate) open_error: Option<Error>,
+    /// The shard takes no more writes until it is reopened: why.
+    pub(crate) failed: Option<String>,
+    pub(crate) now: u64,
+    pub(crate) stats: Stats,
+    pub(crate) slots: Slots,
+    pub(crate) pages: Pages,
+    pub(crate) cache: NodeCache,
+    pub(crate) space: Space,
+    pub(crate) superblock: Superblock,
+    pub(crate) disks: Vec<Option<Box<Disk>>>,
+    pub(crate) attachments: Vec<Attachment>,
+    /// Record slots of disks that could not be opened; not reused.
+    pub(crate) lost: Vec<u32>,
+    pub(crate) next_view: u32,
+    pub(crate) journal: Journal,
+    pub(crate) flush: Flush,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) walker: Walker,
+    pub(crate) recovery: Option<Box<Recovery>>,
+    pub(crate) commands: VecDeque<(u64, Command)>,
+    pub(crate) resizes: Vec<Resize>,
+    pub(crate) pending_snapshots: Vec<PendingSnapshot>,
+    /// Operations to be advanced before the current verb returns.
+    pub(crate) ready: VecDeque<u32>,
+    /// Operations that used up their share of this turn.
+    pub(crate) later: VecDeque<u32>,
+    pub(crate) parked: List,
+    /// Something that parked operations wait for has been freed.
+    pub(crate) unpark: bool,
+    /// Reads in flight by lane (see the checkpoint).
+    pub(crate) readers: [u64; 2],
+    pub(crate) lane: usize,
+    /// Reads in flight by hash of (disk, block); used only where reads see half-done writes.
+    pub(crate) reading: Vec<u16>,
+    /// Bitmap read in flight: extent and its two pages.
+    pub(crate) bitmap_load: Option<usize>,
+    pub(crate) bitmap_pages: Pages,
+    pub(crate) io: Ring<BaseIo>,
+    pub(crate) done: Ring<Done>,
+    pub(crate) replies: VecDeque<CommandDone>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) in_flight: u64,
+    /// Deleted versions that wait for the reaper.
+    pub(crate) to_reap: usize,
+}
+
+impl Engine {
+    /// Starts opening (recovering) the shard whose region the host maps to byte offset 0. Drive its
+    /// I/O until [`Engine::state`] says Ready or Failed.
+    pub fn open(config: Config, base: BaseTraits, label: &StoreLabel, shard: u32) -> Engine {
+        let guests = config.slots.clamp(1, 65_536);
+        let slots = guests + SLOTS_INTERNAL;
+        let nodes = config.cache_bytes.max(CACHE_BYTES_MIN) / BLOCK_SIZE;
+        // Journal blocks in RAM, partial writes (one page each, bounded), node reads, page writes.
+        let journal_pages = JOURNAL_WINDOW + slots / 15 + 4;
+        let pages = journal_pages + slots.min(256) + 64 + 32;
+        Engine {
+            traits: base,
+            store: label.uuid,
+            shard: shard as u16,
+            state: EngineState::Opening,
+            open_error: None,
+            failed: None,
+            now: 0,
+            stats: Stats::default(),
+            slots: Slots::new(guests, SLOTS_INTERNAL),
+            pages: Pages::new(pages),
+            cache: NodeCache::new(nodes),
+            space: Space::new(Default::default()),
+            superblock: Superblock::default(),
+            disks: Vec::new(),
+            attachments: Vec::new(),
+            lost: Vec::new(),
+            next_view: VIEW_TREES,
+            journal: Journal::new(journal_pages),
+            flush: Flush::default(),
+            checkpoint: Checkpoint::new(nodes),
+            walker: Walker::new(),
+            recovery: Some(Box::new(Recovery::new(label.region_bytes))),
+            commands: VecDeque::new(),
+            resizes: Vec::new(),
+            pending_snapshots: Vec::new(),
+            ready: VecDeque::with_capacity(slots),
+            later: VecDeque::with_capacity(slots),
+            parked: List::EMPTY,
+            unpark: false,
+            readers: [0; 2],
+            lane: 0,
+            reading: vec![0; if base.atomic_rw { 0 } else { 8192 }],
+            bitmap_load: None,
+            bitmap_pages: Pages::new(2),
+            io: Ring::new(slots * READ_WINDOW as usize + pages + 256),
+            done: Ring::new(slots),
+            replies: VecDeque::new(),
+            events: VecDeque::new(),
+            in_flight: 0,
+            to_reap: 0,
+        }
+    }
+
+    /// Where the engine is in its life.
+    pub fn state(&self) -> EngineState {
+        self.state
+    }
+
+    /// Why opening failed.
+    pub fn open_error(&self) -> Option<&Error> {
+        self.open_error.as_ref()
+    }
+
+    /// Why the shard refuses writes since a journal, metadata or flush operation failed; reopen it.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Takes a request. False: all slots are taken, nothing was accepted, try again after the next
+    /// `Done`. The answer may be in [`Engine::next_done`] already on return.
+    #[must_use]
+    pub fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool {
+        let Some(index) = self.slots.take(true) else { return false };
+        let op = &mut self.slots[index];
+        op.cookie = request.cookie;
+        op.offset = request.offset;
+        op.len = request.len;
+        op.fua = request.fua;
+        op.kind = match request.op {
+            Verb::Read => Kind::Read,
+            Verb::Write => Kind::Write,
+            Verb::Flush => Kind::Flush,
+            Verb::Discard => Kind::Discard,
+            Verb::WriteZeroes => Kind::WriteZeroes,
+        };
+        match self.check(request, segs) {
+            Ok(target) => {
+                let op = &mut self.slots[index];
+                op.tree = target.tree;
+                op.disk = target.disk;
+                self.slots.set_segs(index, segs);
+                self.advance(index);
+                self.run_ready();
+            }
+            Err(status) => self.finish(index, status),
+        }
+        true
+    }
+
+    fn check(&self, request: &Request, segs: &[Seg]) -> Result<Attached, Status> {
+        let target = self.attached(request.handle).ok_or(Status::Detached)?;
+        if request.op == Verb::Flush {
+            return Ok(target);
+        }
+        let sector = SECTOR_SIZE as u64;
+        let aligned = request.offset.is_multiple_of(sector) && request.len.is_multiple_of(sector);
+        if !aligned || request.len == 0 || segs.len() > SEGS_MAX {
+            return Err(Status::Invalid);
+        }
+        let end = request.offset.checked_add(request.len).ok_or(Status::OutOfRange)?;
+        if end > self.target_size(&target) {
+            return Err(Status::OutOfRange);
+        }
+        let carries = matches!(request.op, Verb::Read | Verb::Write);
+        let bytes = segs.iter().try_fold(0u64, |sum, seg| sum.checked_add(seg.len as u64));
+        if carries && bytes != Some(request.len) {
+            return Err(Status::Invalid);
+        }
+        if request.op != Verb::Read && target.snap != 0 {
+            return Err(Status::ReadOnly);
+        }
+        Ok(target)
+    }
+
+    pub(crate) fn attached(&self, handle: Handle) -> Option<Attached> {
+        let entry = self.attachments.get((handle.0 & 0xffff) as usize)?;
+        if u32::from(entry.generation) != handle.0 >> 16 {
+            return None;
+        }
+        entry.target
+    }
+
+    fn target_size(&self, target: &Attached) -> u64 {
+        if target.snap != 0 {
+            return target.size;
+        }
+        self.disks[target.disk as usize].as_ref().map_or(0, |disk| disk.size)
+    }
+
+    /// Ends an operation and answers its request.
+    pub(crate) fn finish(&mut self, index: u32, status: Status) {
+        let op = &self.slots[index];
+        let (kind, cookie, len, disk) = (op.kind, op.cookie, op.len, op.disk);
+        let live = op.tree < VIEW_TREES;
+        if status == Status::Ok {
+            let mut idle = Traffic::default();
+            let found = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
+            let traffic = found.filter(|_| live).map_or(&mut idle, |d| &mut d.traffic);
+            match kind {
+                Kind::Read => {
+                    self.stats.reads += 1;
+                    self.stats.read_bytes += len;
+                    traffic.reads += 1;
+                    traffic.read_bytes += len;
+                }
+                Kind::Write => {
+                    self.stats.writes += 1;
+                    self.stats.write_bytes += len;
+                    traffic.writes += 1;
+                    traffic.write_bytes += len;
+                }
+                Kind::Discard | Kind::WriteZeroes => {
+                    self.stats.discards += 1;
+                    traffic.discards += 1;
+                    traffic.discard_bytes += len;
+                }
+                Kind::Flush => self.stats.flushes += 1,
+                Kind::Trim | Kind::Snapshot => {}
+            }
+        }
+        self.slots.give(index);
+        match kind {
+            Kind::Trim => self.trim_done(cookie as usize, status),
+            Kind::Snapshot => self.snapshot_done(cookie, status),
+            Kind::Read | Kind::Write | Kind::Flush | Kind::Discard | Kind::WriteZeroes => {
+                self.done.push(Done { cookie, status });
+            }
+        }
+    }
+
+    /// Reports a base operation. Panics on a tag that is not in flight.
+    pub fn complete(&mut self, tag: Tag, result: Result<(), BaseError>) {
+        assert!(self.in_flight > 0, "a base operation completed that was never started");
+        self.in_flight -= 1;
+        let class = (tag.0 >> 56) as u8;
+        let (generation, index) = ((tag.0 >> 32) as u32 & 0xff_ffff, tag.0 as u32);
+        match class {
+            1 => self.op_io_done(index, generation, result),
+            2 => self.node_read_done(index, result),
+            3 => self.journal_write_done(index, result),
+            4 => self.guest_flush_done(result),
+            5 => self.chunk_write_done(index, result),
+            6 => self.page_write_done(index, result),
+            7 => self.checkpoint_flush_done(result),
+            8 => self.bitmap_read_done(result),
+            9 => self.walk_read_done(index, result),
+            10 => self.recover_io_done(index, result),
+            _ => panic!("a tag of no known class"),
+        }
+        self.run_ready();
+    }
+
+    /// Once a turn, after submits and completes: closes the commit batch and takes background work a
+    /// bounded step further. `now_ns` is monotonic. Then drain [`Engine::next_io`].
+    pub fn tick(&mut self, now_ns: u64) {
+        self.now = now_ns;
+        if self.state != EngineState::Ready {
+            self.recover_step();
+            if self.state == EngineState::Failed {
+                return;
+            }
+        }
+        for _ in 0..self.later.len() {
+            let index = self.later.pop_front().expect("counted");
+            self.advance(index);
+        }
+        if std::mem::take(&mut self.unpark) {
+            self.wake_parked();
+        }
+        self.run_ready();
+        if std::mem::take(&mut self.checkpoint.settled) {
+            self.retry_commands();
+        }
+        self.journal_close_batch();
+        self.checkpoint_step();
+        self.load_wanted_bitmap();
+        self.run_ready();
+    }
+
+    /// The next base operation to start.
+    pub fn next_io(&mut self) -> Option<BaseIo> {
+        let io = self.io.pop()?;
+        match io.op {
+            BaseOp::Read => self.stats.base_reads += 1,
+            BaseOp::Write => self.stats.base_writes += 1,
+            BaseOp::Flush => self.stats.base_flushes += 1,
+        }
+        self.in_flight += 1;
+        Some(io)
+    }
+
+    /// The next request that is done.
+    pub fn next_done(&mut self) -> Option<Done> {
+        self.done.pop()
+    }
+
+    /// Segments of an operation whose `first` does not cover it; clears and fills `out`.
+    pub fn gather(&self, io: &BaseIo, out: &mut Vec<Seg>) {
+        out.clear();
+        if io.first.len >= io.len as usize {
+            out.push(Seg { addr: io.first.addr, len: io.len as usize });
+            return;
+        }
+        let (slot, at) = io.source;
+        pieces(self.slots.segs(slot), at as usize, io.len as usize, |seg| out.push(seg));
+    }
+
+    /// Takes a control command; its answer comes from [`Engine::next_reply`].
+    pub fn command(&mut self, cookie: u64, command: Command) {
+        self.take_command(cookie, command);
+        self.run_ready();
+    }
+
+    /// The next answer to a command.
+    pub fn next_reply(&mut self) -> Option<CommandDone> {
+        self.replies.pop_front()
+    }
+
+    /// The next line for the log.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// True if a tick now would get on with something even without new input.
+    pub fn busy(&self) -> bool {
+        !self.io.is_empty()
+            || !self.done.is_empty()
+            || !self.ready.is_empty()
+            || !self.later.is_empty()
+            || self.unpark
+            || self.checkpoint.settled
+            || self.journal.has_open_batch()
+            || self.checkpoint_wants_turn()
+    }
+
+    /// When a tick is wanted although nothing happens, in the clock of `tick`.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.checkpoint_deadline()
+    }
+
+    /// All disks, by slot.
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        let listed = self.disks.iter().enumerate();
+        listed
+            .filter_map(|(id, disk)| Some((DiskId(id as u32), disk.as_ref()?)))
+            .filter(|(_, disk)| !disk.deleting)
+            .map(|(id, disk)| DiskInfo {
+                id,
+                name: disk.name,
+                uuid: disk.uuid,
+                size: disk.size,
+                mapped_blocks: disk.mapped,
+                created: disk.created,
+                origin: disk
+                    .origin
+                    .map(|(disk, snap)| SnapRef { disk: DiskId(disk), snap: SnapId(snap) }),
+                snapshots: disk.snaps.iter().filter(|s| !s.dying).count() as u64,
+                attached: disk.attached,
+                blob: disk.blob.clone(),
+            })
+            .collect()
+    }
+
+    /// The snapshots of a disk, oldest first.
+    pub fn snapshots(&self, disk: DiskId) -> Vec<SnapInfo> {
+        let Some(found) = self.disks.get(disk.0 as usize).and_then(|d| d.as_ref()) else {
+            return Vec::new();
+        };
+        found
+            .snaps
+            .iter()
+            .filter(|s| !s.dying && !found.deleting)
+            .map(|s| SnapInfo {
+                snap: SnapRef { disk, snap: SnapId(s.id) },
+                uuid: s.uuid,
+                label: s.label,
+                time: s.time,
+                size: s.size,
+                mapped_blocks: s.mapped,
+                clones: s.clones,
+                attached: s.attached,
+            })
+            .collect()
+    }
+
+    /// Traffic of a live disk since the engine was made.
+    pub fn traffic(&self, disk: DiskId) -> Option<Traffic> {
+        Some(self.disks.get(disk.0 as usize)?.as_ref()?.traffic)
+    }
+
+    /// The shard's space and journal.
+    pub fn store_info(&self) -> StoreInfo {
+        let reserved = self.reserve();
+        StoreInfo {
+            total_blocks: self.space.capacity(),
+            free_blocks: self.space.free.saturating_sub(reserved),
+            pending_blocks: self.pending_blocks(),
+            reserved_blocks: reserved.min(self.space.free),
+            journal_blocks: self.superblock.geometry.journal_blocks,
+            journal_used: self.journal.used(),
+            checkpoints: self.superblock.generation,
+            disks: self.disks.iter().flatten().filter(|d| !d.deleting).count() as u64,
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        Stats { cache_evictions: self.cache.evictions, ..self.stats }
+    }
+
+    /// Size in bytes of an attached disk or snapshot, and whether it is read-only.
+    pub fn handle_info(&self, handle: Handle) -> Option<(u64, bool)> {
+        let target = self.attached(handle)?;
+        Some((self.target_size(&target), target.snap != 0))
+    }
+
+    pub(crate) fn event(&mut self, severe: bool, text: String) {
+        // Bounded: a flood of damage must not eat the memory.
+        if self.events.len() < 256 {
+            self.events.push_back(Event { text, severe });
+        }
+    }
+
+    /// The shard can no longer keep its promises: say why, refuse writes and flushes from now on.
+    pub(crate) fn fail(&mut self, why: String) {
+        if self.failed.is_none() {
+            let text = format!("{why}; writes and flushes fail until the store is reopened");
+            self.event(true, text.clone());
+            self.failed = Some(text);
+            self.unpark = true;
+            self.fail_commands();
+        }
+    }
+
+    /// Starts a base operation on plain memory.
+    pub(crate) fn issue(&mut self, tag: Tag, op: BaseOp, block: u64, addr: usize, len: u32) {
+        let first = Seg { addr, len: len as usize };
+        let offset = block * BLOCK_SIZE as u64;
+        self.io.push(BaseIo { tag, op, offset, len, first, source: (0, 0) });
+    }
+
+    pub(crate) fn run_ready(&mut self) {
+        while let Some(index) = self.ready.pop_front() {
+            self.advance(index);
+        }
+    }
+
+    /// Takes one operation as far as it gets.
+    pub(crate) fn advance(&mut self, index: u32) {
+        match self.slots[index].kind {
+            Kind::Read => self.advance_read(index),
+            Kind::Write => self.advance_write(index),
+            Kind::Discard | Kind::WriteZeroes | Kind::Trim => self.advance_discard(index),
+            Kind::Flush => self.start_flush(index),
+            Kind::Snapshot => self.advance_snapshot(index),
+        }
+    }
+
+    /// The operation holds nothing and waits until something is freed.
+    pub(crate) fn park(&mut self, index: u32) {
+        self.stats.parked += 1;
+        let op = &mut self.slots[index];
+        assert!(op.leaf == crate::slots::NONE && !op.locked, "a parked operation holds a leaf");
+        op.stage = Stage::Parked;
+        self.parked.push(&mut self.slots, index);
+    }
+
+    fn wake_parked(&mut self) {
+        while let Some(index) = self.parked.pop(&mut self.slots) {
+            self.slots[index].stage = Stage::Locate;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// Blocks kept back so that the next checkpoint can always be written.
+    pub(crate) fn reserve(&self) -> u64 {
+        let base = (self.space.capacity() / 64).clamp(48, 65_536);
+        base + 3 * self.checkpoint.dirty_count() as u64
+    }
+
+    /// Slots the guests' requests may not take from the cache.
+    pub(crate) fn cache_reserve(&self) -> usize {
+        CACHE_RESERVE
+    }
+}

@@ -1,0 +1,187 @@
+//! The record of a disk: a pair of blocks in the record area.
+
+use super::{Block, Damage, Header, Kind, payload, payload_mut, seal};
+use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, LEVEL_MAX};
+use crate::types::{BLOCK_SIZE, Name, Uuid};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// What the record's slot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// The slot is free.
+    Free = 0,
+    Live = 1,
+    /// Deleted; its space is coming back.
+    Deleting = 2,
+}
+
+/// No version is being reaped.
+pub(crate) const REAP_NONE: u64 = 0;
+/// The live tree is being reaped.
+pub(crate) const REAP_LIVE: u64 = u64::MAX;
+
+/// A disk's record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DiskRecord {
+    pub state: State,
+    pub name: Name,
+    pub uuid: Uuid,
+    pub size: u64,
+    /// Address of the root node, 0 if the disk is empty.
+    pub root: u64,
+    pub root_level: u8,
+    /// Number the next snapshot gets.
+    pub epoch: u64,
+    pub mapped: u64,
+    pub created: u64,
+    /// Disk slot and snapshot number this is a clone of.
+    pub origin: Option<(u32, u64)>,
+    /// Newest block pair of the snapshot log, 0 if none.
+    pub log_head: u64,
+    pub log_blocks: u64,
+    /// Which version is being reaped ([`REAP_NONE`], [`REAP_LIVE`] or a snapshot's number).
+    pub reaping: u64,
+    /// Leaves below this index have been reaped.
+    pub reap_cursor: u64,
+    pub blob: Vec<u8>,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawRecord {
+    state: u8,
+    root_level: u8,
+    has_origin: u8,
+    reserved: u8,
+    origin_disk: U32,
+    name: [u8; 64],
+    uuid: [u8; 16],
+    size: U64,
+    root: U64,
+    epoch: U64,
+    mapped: U64,
+    created: U64,
+    origin_snap: U64,
+    log_head: U64,
+    log_blocks: U64,
+    reaping: U64,
+    reap_cursor: U64,
+    blob_len: U16,
+    reserved2: [u8; 6],
+    blob: [u8; BLOB_LEN_MAX],
+}
+const _: () = assert!(size_of::<RawRecord>() + super::HEADER_LEN <= BLOCK_SIZE);
+
+/// Writes the record of `slot` for `address`.
+pub(crate) fn write(
+    block: &mut Block,
+    record: &DiskRecord,
+    slot: u32,
+    store: Uuid,
+    shard: u16,
+    address: u64,
+    generation: u64,
+) {
+    block.fill(0);
+    let raw = payload_mut::<RawRecord>(block);
+    raw.state = record.state as u8;
+    raw.root_level = record.root_level;
+    if let Some((disk, snap)) = record.origin {
+        raw.has_origin = 1;
+        raw.origin_disk = U32::new(disk);
+        raw.origin_snap = U64::new(snap);
+    }
+    raw.name = record.name.to_bytes();
+    raw.uuid = record.uuid.0;
+    raw.size = U64::new(record.size);
+    raw.root = U64::new(record.root);
+    raw.epoch = U64::new(record.epoch);
+    raw.mapped = U64::new(record.mapped);
+    raw.created = U64::new(record.created);
+    raw.log_head = U64::new(record.log_head);
+    raw.log_blocks = U64::new(record.log_blocks);
+    raw.reaping = U64::new(record.reaping);
+    raw.reap_cursor = U64::new(record.reap_cursor);
+    raw.blob_len = U16::new(record.blob.len() as u16);
+    raw.blob[..record.blob.len()].copy_from_slice(&record.blob);
+    let (kind, index) = (Kind::DiskRecord, u64::from(slot));
+    seal(block, &Header { kind, level: 0, owner: slot, store, shard, address, index, generation });
+}
+
+/// Reads an unsealed record.
+pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
+    let raw = payload::<RawRecord>(block);
+    let state = match raw.state {
+        0 => State::Free,
+        1 => State::Live,
+        2 => State::Deleting,
+        _ => return Err(Damage::Content),
+    };
+    let blob_len = usize::from(raw.blob_len.get());
+    let name = Name::from_bytes(&raw.name).ok_or(Damage::Content)?;
+    let size = raw.size.get();
+    let lawful = blob_len <= BLOB_LEN_MAX
+        && raw.root_level <= LEVEL_MAX
+        && size <= DISK_BYTES_MAX
+        && size.is_multiple_of(BLOCK_SIZE as u64)
+        && (raw.epoch.get() >= 1 || state == State::Free);
+    if !lawful {
+        return Err(Damage::Content);
+    }
+    Ok(DiskRecord {
+        state,
+        name,
+        uuid: Uuid(raw.uuid),
+        size,
+        root: raw.root.get(),
+        root_level: raw.root_level,
+        epoch: raw.epoch.get(),
+        mapped: raw.mapped.get(),
+        created: raw.created.get(),
+        origin: (raw.has_origin == 1).then_some((raw.origin_disk.get(), raw.origin_snap.get())),
+        log_head: raw.log_head.get(),
+        log_blocks: raw.log_blocks.get(),
+        reaping: raw.reaping.get(),
+        reap_cursor: raw.reap_cursor.get(),
+        blob: raw.blob[..blob_len].to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_and_impossible_ones_do_not() {
+        let record = DiskRecord {
+            state: State::Live,
+            name: Name::new("vm1").unwrap(),
+            uuid: Uuid([4; 16]),
+            size: 1 << 30,
+            root: 77,
+            root_level: 2,
+            epoch: 5,
+            mapped: 9,
+            created: 3,
+            origin: Some((2, 8)),
+            log_head: 600,
+            log_blocks: 1,
+            reaping: 3,
+            reap_cursor: 12,
+            blob: b"hello".to_vec(),
+        };
+        let mut block = [0; BLOCK_SIZE];
+        write(&mut block, &record, 6, Uuid([1; 16]), 0, 40, 2);
+        assert_eq!(read(&block), Ok(record.clone()));
+        for odd in [
+            DiskRecord { size: 1000, ..record.clone() },
+            DiskRecord { root_level: 4, ..record.clone() },
+            DiskRecord { epoch: 0, ..record },
+        ] {
+            write(&mut block, &odd, 6, Uuid([1; 16]), 0, 40, 2);
+            assert_eq!(read(&block), Err(Damage::Content));
+        }
+    }
+}

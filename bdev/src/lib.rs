@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+
+mod background;
+pub mod base_io;
+mod commands;
+pub mod control;
+mod disk;
+mod engine;
+pub mod error;
+mod format;
+pub mod limits;
+mod map;
+mod page;
+mod pipeline;
+mod recover;
+pub mod request;
+mod ring;
+mod slots;
+mod space;
+mod stats;
+pub mod status;
+pub mod types;
+
+pub use base_io::{BaseIo, BaseOp, BaseTraits};
+pub use control::*;
+pub use disk::Traffic;
+pub use engine::{Config, Engine, EngineState, Event};
+pub use error::{Error, ErrorKind};
+pub use format::FORMAT_VERSION;
+pub use format::label::{
+    FormatParams, FormatWrite, LABEL_BYTES, StoreLabel, format_plan, read_label,
+};
+pub use request::{Done, Op, Request, Seg};
+pub use stats::Stats;
+pub use status::{BaseError, Status};
+pub use types::*;

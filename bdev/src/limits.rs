@@ -1,0 +1,64 @@
+//! Every bound of the engine in one place, with the relations between them proved at compile time.
+
+use crate::types::BLOCK_SIZE;
+
+/// Links in a radix node.
+pub const LINKS: usize = 512;
+/// Address bits a level.
+pub const LEVEL_BITS: u32 = 9;
+/// Highest level a root may have: 0 is a leaf (2 MiB), 3 is 256 TiB.
+pub const LEVEL_MAX: u8 = 3;
+/// Smallest disk, bytes.
+pub const DISK_BYTES_MIN: u64 = 1 << 20;
+/// Largest disk, bytes.
+pub const DISK_BYTES_MAX: u64 = 256 << 40;
+/// Most segments of one request.
+pub const SEGS_MAX: usize = 258;
+/// Longest host blob kept with a disk, bytes.
+pub const BLOB_LEN_MAX: usize = 2048;
+/// Most physical runs one part of a write may be scattered over; a write that needs more is cut.
+pub const RUNS_MAX: usize = 8;
+/// Base reads one request keeps in flight.
+pub const READ_WINDOW: u32 = 32;
+/// Slots beyond the configured ones, for commands and internal work.
+pub const SLOTS_INTERNAL: usize = 64;
+/// Journal blocks written at the same time.
+pub const JOURNAL_WINDOW: usize = 16;
+/// Blocks in one buffer of the checkpoint writer: its longest sequential write.
+pub const CHUNK_BLOCKS: usize = 32;
+/// Buffers of the checkpoint writer.
+pub const CHUNKS: usize = 8;
+/// Nodes a checkpoint serializes in one turn.
+pub const CHECKPOINT_NODES_TURN: usize = 16;
+/// Entries of the allocation and free lists a checkpoint takes in one turn.
+pub const CHECKPOINT_BITS_TURN: usize = 512;
+/// Node reads the reaper may do within one checkpoint.
+pub const REAP_READS_CHECKPOINT: usize = 512;
+/// Retries of a metadata write before the shard is declared failed.
+pub const WRITE_RETRIES: u8 = 4;
+/// Cache slots only the checkpoint may take.
+pub const CACHE_RESERVE: usize = 24;
+/// Smallest node cache, bytes.
+pub const CACHE_BYTES_MIN: usize = 1 << 20;
+/// Blocks in the largest extent: what one bitmap block can describe.
+pub const EXTENT_BLOCKS_MAX: u64 = 16384;
+/// Blocks in the smallest extent.
+pub const EXTENT_BLOCKS_MIN: u64 = 256;
+/// Extents a shard may have (64 TiB).
+pub const EXTENTS_MAX: u64 = 1 << 20;
+/// Blocks at the head of an extent: two copies of its bitmap.
+pub const EXTENT_HEAD_BLOCKS: u64 = 2;
+/// Disk records a shard may have.
+pub const DISKS_MAX: u64 = 65_535;
+/// Smallest region of a shard, bytes.
+pub const REGION_BYTES_MIN: u64 = 16 << 20;
+/// Most shards of a store.
+pub const SHARDS_MAX: u32 = 256;
+/// Nanoseconds after which a dirty shard makes a consistency point anyway.
+pub const CHECKPOINT_INTERVAL_NS: u64 = 5_000_000_000;
+
+const _: () = assert!(LINKS == 1 << LEVEL_BITS);
+const _: () = assert!(LINKS * 8 == BLOCK_SIZE);
+const _: () = assert!(EXTENT_BLOCKS_MAX / 8 + 64 <= BLOCK_SIZE as u64);
+const _: () = assert!(DISK_BYTES_MAX == (1u64 << (LEVEL_BITS * (LEVEL_MAX as u32 + 1))) * BLOCK_SIZE as u64);
+const _: () = assert!(CACHE_BYTES_MIN / BLOCK_SIZE > 4 * CACHE_RESERVE);

@@ -1,0 +1,12 @@
+//! The map: which physical block holds a virtual block.
+//!
+//! ```text
+//!  (tree, level, index) ──hash──► cache slot ──► 512 links      a leaf hit: one probe, one link
+//!         miss: the nearest cached ancestor, else the root, gives the address; read it, go on down
+//! ```
+//!
+//! Keys are logical, so a hit never walks. Upper nodes are needed by misses and by the checkpoint
+//! only: a write changes a leaf in RAM, and the checkpoint links it into its parents.
+
+pub(crate) mod node_cache;
+pub(crate) mod radix;

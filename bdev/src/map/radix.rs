@@ -1,0 +1,276 @@
+//! The radix map: finding a leaf, loading what is missing, and changing links.
+
+use crate::base_io::BaseOp;
+use crate::disk::Root;
+use crate::engine::{Class, Engine, VIEW_TREES, tag};
+use crate::format::node;
+use crate::limits::{LEVEL_BITS, LINKS};
+use crate::map::node_cache::{Key, State};
+use crate::page::PageId;
+use crate::slots::{List, NONE, Stage};
+use crate::status::{BaseError, Status};
+
+/// Where a leaf is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// In this slot.
+    Hit(u32),
+    /// Nothing is mapped there.
+    Absent,
+    /// This slot is being read; wait there.
+    Loading(u32),
+    /// No slot or page can be had now.
+    NoRoom,
+}
+
+/// Bits of a cached link that tell when it was set.
+pub(crate) const TAG_SHIFT: u32 = 48;
+
+/// The mark of links set after freeze number `freeze`; never 0, which means "long ago".
+pub(crate) fn freeze_tag(freeze: u64) -> u64 {
+    (freeze % 0x7fff + 1) << TAG_SHIFT
+}
+
+impl Engine {
+    /// The root of a tree, `None` if the tree is gone.
+    fn root_of(&self, tree: u32) -> Option<Root> {
+        if tree < VIEW_TREES {
+            return self.disks[tree as usize].as_ref().map(|d| d.root);
+        }
+        let mut views = self.attachments.iter().filter_map(|a| a.target);
+        views.find(|a| a.tree == tree).map(|a| a.root)
+    }
+
+    /// Finds leaf `index` of `tree`, starting the read of the next missing node on the way.
+    pub(crate) fn find_leaf(&mut self, tree: u32, index: u64) -> Found {
+        if let Some(slot) = self.cache.find(Key::new(tree, 0, index)) {
+            if self.cache.meta[slot as usize].state == State::Loading {
+                return Found::Loading(slot);
+            }
+            self.stats.cache_hits += 1;
+            return Found::Hit(slot);
+        }
+        let Some(root) = self.root_of(tree) else { return Found::Absent };
+        if index >> (LEVEL_BITS * u32::from(root.level)) != 0 {
+            return Found::Absent;
+        }
+        // The nearest cached ancestor knows the way.
+        for level in 1..=root.level {
+            let key = Key::new(tree, level, index >> (LEVEL_BITS * u32::from(level)));
+            let Some(slot) = self.cache.find(key) else { continue };
+            let meta = &mut self.cache.meta[slot as usize];
+            meta.referenced = true;
+            if meta.state == State::Loading {
+                return Found::Loading(slot);
+            }
+            let child = index >> (LEVEL_BITS * u32::from(level - 1));
+            let link = self.cache.links[slot as usize][child as usize % LINKS];
+            let address = link & node::ADDRESS;
+            if address == 0 {
+                return Found::Absent;
+            }
+            return self.load_node(Key::new(tree, level - 1, child), address, self.cache_reserve());
+        }
+        if root.address == 0 {
+            return Found::Absent;
+        }
+        let child = index >> (LEVEL_BITS * u32::from(root.level));
+        self.load_node(Key::new(tree, root.level, child), root.address, self.cache_reserve())
+    }
+
+    /// Starts reading the node at `address`.
+    pub(crate) fn load_node(&mut self, key: Key, address: u64, reserve: usize) -> Found {
+        let Some(page) = self.pages.take() else { return Found::NoRoom };
+        let Some(slot) = self.cache.insert(key, State::Loading, reserve) else {
+            self.pages.give(page);
+            return Found::NoRoom;
+        };
+        self.stats.cache_misses += 1;
+        let meta = &mut self.cache.meta[slot as usize];
+        meta.address = address;
+        meta.entry = page.0;
+        self.issue_node_read(slot);
+        Found::Loading(slot)
+    }
+
+    fn issue_node_read(&mut self, slot: u32) {
+        let meta = &self.cache.meta[slot as usize];
+        let (address, page) = (meta.address, PageId(meta.entry));
+        let addr = self.pages.addr(page);
+        self.issue(tag(Class::Node, 0, slot), BaseOp::Read, address, addr, 4096);
+    }
+
+    pub(crate) fn node_read_done(&mut self, slot: u32, result: Result<(), BaseError>) {
+        let meta = &self.cache.meta[slot as usize];
+        assert_eq!(meta.state, State::Loading, "a node arrived that nobody waits for");
+        let (key, address, page) = (meta.key, meta.address, PageId(meta.entry));
+        let outcome = match result {
+            Ok(()) => self.adopt_node(slot, key, address, page),
+            Err(_) => Err(Status::IoError),
+        };
+        self.pages.give(page);
+        let meta = &mut self.cache.meta[slot as usize];
+        meta.entry = NONE;
+        let mut waiters = std::mem::replace(&mut meta.waiters, List::EMPTY);
+        self.cache.set_state(slot, State::Clean);
+        self.cache.unpin(slot);
+        if outcome.is_err() {
+            self.cache.remove(slot);
+            self.checkpoint.node_failed(key);
+            if let Some(recovery) = &mut self.recovery {
+                recovery.node_failures += 1;
+            }
+        }
+        while let Some(op) = waiters.pop(&mut self.slots) {
+            match outcome {
+                Ok(()) => {
+                    self.slots[op].stage = Stage::Locate;
+                    self.ready.push_back(op);
+                }
+                Err(status) => self.finish(op, status),
+            }
+        }
+        self.unpark = true;
+    }
+
+    /// Checks a node that was read and takes its links over.
+    fn adopt_node(
+        &mut self,
+        slot: u32,
+        key: Key,
+        address: u64,
+        page: PageId,
+    ) -> Result<(), Status> {
+        let disk = self.disk_of_tree(key.tree());
+        let links = &mut self.cache.links[slot as usize];
+        let read = node::read(self.pages.bytes(page), links, self.store, self.shard, address);
+        let links = &self.cache.links[slot as usize];
+        let lawful = read.and_then(|info| {
+            let geometry = &self.space.geometry;
+            let fits = info.level == key.level()
+                && info.index == key.index()
+                && info.generation <= self.superblock.generation + 1
+                && self.lineage_has(disk, info.owner);
+            let linkable = links.iter().all(|&l| l == 0 || geometry.linkable(l & node::ADDRESS));
+            match (fits, linkable) {
+                (true, true) => Ok(info),
+                (true, false) => Err(crate::format::Damage::Content),
+                (false, _) => Err(crate::format::Damage::Identity),
+            }
+        });
+        match lawful {
+            Ok(info) => {
+                let meta = &mut self.cache.meta[slot as usize];
+                meta.birth = if info.owner == disk { info.birth } else { 0 };
+                meta.prev_birth = meta.birth;
+                meta.shared_with = info.shared_with;
+                Ok(())
+            }
+            Err(damage) => {
+                let name = self.disks[disk as usize].as_ref().map(|d| d.name.to_string());
+                self.event(
+                    true,
+                    format!(
+                        "disk {}: map node at block {address} (level {}, index {}): {damage}",
+                        name.unwrap_or_else(|| disk.to_string()),
+                        key.level(),
+                        key.index()
+                    ),
+                );
+                Err(Status::Corrupt)
+            }
+        }
+    }
+
+    /// The disk whose tree (or whose snapshot's tree) this is.
+    fn disk_of_tree(&self, tree: u32) -> u32 {
+        if tree < VIEW_TREES {
+            return tree;
+        }
+        let mut views = self.attachments.iter().filter_map(|a| a.target);
+        views.find(|a| a.tree == tree).map_or(0, |a| a.disk)
+    }
+
+    /// True if `owner` is the disk or one it was cloned from, however far back.
+    pub(crate) fn lineage_has(&self, disk: u32, owner: u32) -> bool {
+        let mut at = Some(disk);
+        // No chain is longer than there are disks.
+        for _ in 0..=self.disks.len() {
+            match at {
+                Some(disk) if disk == owner => return true,
+                Some(disk) => {
+                    let found = self.disks.get(disk as usize).and_then(|d| d.as_ref());
+                    at = found.and_then(|d| d.origin).map(|(disk, _)| disk);
+                }
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Makes leaf `slot` the live version of `disk` that may be changed now: what a running
+    /// checkpoint or a snapshot still needs of it is copied aside, and links that are shared from
+    /// now on are marked.
+    pub(crate) fn make_writable(&mut self, slot: u32, disk: u32) {
+        let freeze = self.checkpoint.freezes;
+        let found = self.disks[disk as usize].as_ref().expect("an attached disk exists");
+        let (epoch, newest) = (found.epoch, found.newest);
+        let meta = &self.cache.meta[slot as usize];
+        if meta.state == State::Dirty {
+            if meta.freeze == freeze && meta.epoch == epoch {
+                return;
+            }
+            let (running, entry) = (meta.freeze != freeze, meta.entry);
+            let copy = self.cache.freeze_copy(slot);
+            self.checkpoint.retarget(running, entry, copy);
+            let meta = &mut self.cache.meta[slot as usize];
+            meta.prev_birth = meta.birth;
+        }
+        let meta = &mut self.cache.meta[slot as usize];
+        if meta.birth <= newest {
+            meta.birth = epoch;
+            meta.shared_with = newest;
+            for link in self.cache.links[slot as usize].iter_mut().filter(|l| **l != 0) {
+                *link |= node::READ_ONLY;
+            }
+        }
+        let index = meta.key.index();
+        meta.epoch = epoch;
+        meta.freeze = freeze;
+        self.cache.set_state(slot, State::Dirty);
+        let entry = self.checkpoint.add_dirty(disk, epoch, index, slot);
+        self.cache.meta[slot as usize].entry = entry;
+    }
+
+    /// Sets the links of `vba .. vba + len` (one leaf) to `pba ..`, or to holes, and settles what
+    /// becomes of the blocks they pointed at. The leaf is pinned and a slot is promised.
+    pub(crate) fn apply(&mut self, slot: u32, disk: u32, vba: u64, pba: Option<u64>, len: u64) {
+        self.make_writable(slot, disk);
+        let mark = freeze_tag(self.checkpoint.freezes);
+        let found = self.disks[disk as usize].as_mut().expect("an attached disk exists");
+        let (epoch, newest, ambiguous) = (found.epoch, found.newest, found.ambiguous());
+        let shared_with = self.cache.meta[slot as usize].shared_with;
+        let first = vba as usize % LINKS;
+        let links = &mut self.cache.links[slot as usize][first..first + len as usize];
+        let mut mapped = 0i64;
+        for (i, link) in links.iter_mut().enumerate() {
+            let old = *link;
+            *link = pba.map_or(0, |pba| (pba + i as u64) | mark);
+            mapped += i64::from(*link != 0) - i64::from(old != 0);
+            let address = old & node::ADDRESS;
+            if address == 0 {
+                continue;
+            }
+            if old & node::READ_ONLY == 0 {
+                self.checkpoint.freed.push(address);
+            } else if shared_with != newest || ambiguous {
+                self.checkpoint.add_undecided(disk, epoch, vba + i as u64, address);
+            }
+        }
+        if let Some(pba) = pba {
+            self.checkpoint.allocated.push(pba, len);
+        }
+        found.mapped = found.mapped.checked_add_signed(mapped).expect("blocks mapped, counted");
+        found.dirty = true;
+    }
+}

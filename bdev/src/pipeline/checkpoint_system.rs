@@ -1,0 +1,340 @@
+//! The later phases of a consistency point: undecided blocks, snapshot logs, bitmaps, catalogue and
+//! disk records; and the reading of bitmaps, which allocation needs too.
+
+use super::checkpoint::Step;
+use crate::background::reaper::Walk;
+use crate::base_io::BaseOp;
+use crate::disk::{Disk, LogBlock, Root};
+use crate::engine::{Class, Engine, tag};
+use crate::format::disk_record::{self, DiskRecord};
+use crate::format::node;
+use crate::format::snapshot_log::{self, ENTRIES, LogEntry, Place};
+use crate::limits::{CHECKPOINT_BITS_TURN, LEVEL_BITS, LINKS};
+use crate::page::PageId;
+use crate::space::{Grant, Use, sealed_text};
+use crate::status::BaseError;
+
+impl Engine {
+    /// Settles blocks that the live tree dropped and that an older version may hold: they are free
+    /// exactly if the newest older version that counts does not have them in the same place.
+    pub(crate) fn undecided_step(&mut self) -> Step {
+        for _ in 0..64 {
+            let Some(&entry) = self.checkpoint.old_undecided.get(self.checkpoint.cursor) else {
+                return Step::Done;
+            };
+            let leaf = entry.vba >> LEVEL_BITS;
+            let held = match self.older_root(entry.disk, entry.epoch, leaf + 1) {
+                None => false,
+                Some(root) => match self.walk(root, 0, leaf) {
+                    Walk::Wait => return Step::Wait,
+                    Walk::Absent => false,
+                    // Better a block too few than one given out twice; `check` finds it.
+                    Walk::Damaged => true,
+                    Walk::Node(_, buffer) => {
+                        let link = self.walker.links(buffer)[entry.vba as usize % LINKS];
+                        link & node::ADDRESS == entry.pba
+                    }
+                },
+            };
+            if !held {
+                self.checkpoint.old_freed.push(entry.pba, 1);
+            }
+            self.checkpoint.cursor += 1;
+        }
+        Step::Go
+    }
+
+    /// Root of the newest version of `disk` older than `epoch` that counts for leaves up to
+    /// `leaf_end`.
+    pub(crate) fn older_root(&self, disk: u32, epoch: u64, leaf_end: u64) -> Option<Root> {
+        let disk = self.disks[disk as usize].as_ref().expect("a disk with versions exists");
+        let newest = disk.newest_before(epoch, leaf_end);
+        if newest != 0 {
+            return disk.snap(newest).expect("found there").root;
+        }
+        let (origin, snap) = disk.origin?;
+        let origin = self.disks[origin as usize].as_ref().expect("an origin outlives its clones");
+        origin.snap(snap).expect("an origin outlives its clones").root
+    }
+
+    /// Gives new snapshots a place in their disk's log and writes the blocks that changed.
+    pub(crate) fn log_step(&mut self) -> Step {
+        let at = self.checkpoint.cursor;
+        if at >= self.disks.len() {
+            return Step::Done;
+        }
+        let Some(mut disk) = self.disks[at].take() else {
+            self.checkpoint.cursor += 1;
+            return Step::Go;
+        };
+        let step = self.log_of(at as u32, &mut disk);
+        self.disks[at] = Some(disk);
+        if step == Step::Done {
+            self.checkpoint.cursor += 1;
+            return Step::Go;
+        }
+        step
+    }
+
+    fn log_of(&mut self, id: u32, disk: &mut Disk) -> Step {
+        let epoch = disk.frozen_epoch;
+        // Snapshots come in order, so those without a place are the last ones.
+        let placed = disk.snaps.partition_point(|s| s.place.is_some());
+        for i in placed..disk.snaps.len() {
+            if disk.snaps[i].id >= epoch {
+                break;
+            }
+            let block = match disk.log.iter().position(|b| b.used.count_ones() < ENTRIES as u32) {
+                Some(block) => block,
+                None => match self.allocate_pair() {
+                    Some(address) => {
+                        let (used, side) = (0, 1);
+                        disk.log.push(LogBlock { address, side, used, dirty: true, fresh: true });
+                        disk.dirty = true;
+                        disk.log.len() - 1
+                    }
+                    None => return Step::Wait,
+                },
+            };
+            let entry = (!disk.log[block].used).trailing_zeros() as u8;
+            disk.log[block].used |= 1 << entry;
+            disk.log[block].dirty = true;
+            disk.snaps[i].place = Some((block as u32, entry));
+        }
+        for number in 0..disk.log.len() {
+            if disk.log[number].dirty && !self.write_log_block(id, disk, number) {
+                return Step::Wait;
+            }
+        }
+        Step::Done
+    }
+
+    fn write_log_block(&mut self, id: u32, disk: &mut Disk, number: usize) -> bool {
+        let mut entries = [None; ENTRIES];
+        for snap in &disk.snaps {
+            let Some((block, entry)) = snap.place else { break };
+            if block as usize != number {
+                continue;
+            }
+            let root = snap.root.expect("a snapshot with a place has a tree");
+            entries[entry as usize] = Some(LogEntry {
+                snap: snap.id,
+                uuid: snap.uuid,
+                label: snap.label,
+                time: snap.time,
+                root: root.address,
+                root_level: root.level,
+                size: snap.size,
+                mapped: snap.mapped,
+                dying: snap.dying,
+            });
+        }
+        let previous = if number == 0 { 0 } else { disk.log[number - 1].address };
+        let generation = self.superblock.generation + 1;
+        let (store, shard) = (self.store, self.shard);
+        let block = &mut disk.log[number];
+        loop {
+            let side = 1 - block.side;
+            let address = block.address + side as u64;
+            let place = Place { disk: id, number: number as u64, address, previous, generation };
+            if !self.write_page(address, |b| snapshot_log::write(b, &entries, &place, store, shard))
+            {
+                return false;
+            }
+            block.side = side;
+            if !std::mem::take(&mut block.fresh) {
+                break;
+            }
+        }
+        block.dirty = false;
+        true
+    }
+
+    /// Two neighbouring blocks of metadata. `None`: a bitmap must be read first, or the shard failed.
+    fn allocate_pair(&mut self) -> Option<u64> {
+        let mut singles = Vec::new();
+        let found = loop {
+            match self.space.allocate(Use::Metadata, 2) {
+                Grant::Run(pba, 2) => break Some(pba),
+                Grant::Run(pba, _) => singles.push(pba),
+                Grant::Wait => break None,
+                Grant::Full => {
+                    self.fail("no space is left for the snapshot log".to_string());
+                    break None;
+                }
+            }
+        };
+        for pba in singles {
+            self.space.release(pba, 1);
+        }
+        if let Some(pba) = found {
+            self.checkpoint.old_allocated.push(pba, 2);
+        }
+        found
+    }
+
+    /// Enters what was allocated and freed before the freeze into the bitmaps.
+    pub(crate) fn bits_step(&mut self) -> Step {
+        let allocated = self.checkpoint.old_allocated.len();
+        let mut left = CHECKPOINT_BITS_TURN as u64;
+        while left > 0 {
+            let at = self.checkpoint.cursor;
+            let used = at < allocated;
+            let run = if used {
+                self.checkpoint.old_allocated.get(at)
+            } else {
+                self.checkpoint.old_freed.get(at - allocated)
+            };
+            let Some((pba, len)) = run else { return Step::Done };
+            // A run may lie across two extents; check that all of it can be entered first.
+            let ends = [pba, pba + len - 1];
+            if !ends.iter().all(|&b| self.space_ready(b)) {
+                return Step::Wait;
+            }
+            for block in pba..pba + len {
+                self.space.mark(block, used).expect("its extent is loaded");
+            }
+            self.checkpoint.cursor += 1;
+            left = left.saturating_sub(len);
+        }
+        Step::Go
+    }
+
+    fn space_ready(&mut self, block: u64) -> bool {
+        let extent = self.space.geometry.extent_of(block).expect("links were checked") as usize;
+        let ready = self.space.loaded(extent) || self.space.load_fresh(extent);
+        if !ready {
+            self.space.wanted = Some(extent);
+        }
+        ready
+    }
+
+    pub(crate) fn bitmaps_step(&mut self) -> Step {
+        let Some(&extent) = self.space.dirty.last() else { return Step::Done };
+        let (store, shard) = (self.store, self.shard);
+        let generation = self.superblock.generation + 1;
+        let mut block = [0; 4096];
+        if self.checkpoint.writes.iter().all(|w| w.is_some()) {
+            return Step::Wait;
+        }
+        let address = self.space.write_bitmap(extent, &mut block, store, shard, generation);
+        assert!(self.write_page(address, |b| b.copy_from_slice(&block)), "a writer was free");
+        self.space.dirty.pop();
+        Step::Go
+    }
+
+    pub(crate) fn catalogue_step(&mut self) -> Step {
+        let Some(pair) = self.space.dirty_catalogue() else { return Step::Done };
+        if self.checkpoint.writes.iter().all(|w| w.is_some()) {
+            return Step::Wait;
+        }
+        let (store, shard) = (self.store, self.shard);
+        let generation = self.superblock.generation + 1;
+        let mut block = [0; 4096];
+        let address = self.space.write_catalogue(pair, &mut block, store, shard, generation);
+        assert!(self.write_page(address, |b| b.copy_from_slice(&block)), "a writer was free");
+        Step::Go
+    }
+
+    pub(crate) fn records_step(&mut self) -> Step {
+        loop {
+            let at = self.checkpoint.cursor;
+            if at >= self.disks.len() {
+                return Step::Done;
+            }
+            let due = self.disks[at].as_ref().is_some_and(|d| d.dirty);
+            if due && !self.write_record(at as u32) {
+                return Step::Wait;
+            }
+            self.checkpoint.cursor += 1;
+            if due {
+                return Step::Go;
+            }
+        }
+    }
+
+    fn write_record(&mut self, slot: u32) -> bool {
+        let gone = self.checkpoint.gone.contains(&slot);
+        let disk = self.disks[slot as usize].as_ref().expect("checked");
+        let state = match (gone, disk.deleting) {
+            (true, _) => disk_record::State::Free,
+            (false, true) => disk_record::State::Deleting,
+            (false, false) => disk_record::State::Live,
+        };
+        let record = DiskRecord {
+            state,
+            name: disk.name,
+            uuid: disk.uuid,
+            size: disk.record_size,
+            root: disk.root.address,
+            root_level: disk.root.level,
+            epoch: disk.frozen_epoch,
+            mapped: disk.frozen_mapped,
+            created: disk.created,
+            origin: disk.origin,
+            log_head: disk.log.last().map_or(0, |b| b.address),
+            log_blocks: disk.log.len() as u64,
+            reaping: disk.reaping,
+            reap_cursor: disk.reap_cursor,
+            blob: disk.blob.clone(),
+        };
+        let (mut side, mut fresh) = (disk.side, disk.fresh);
+        let pair = self.superblock.geometry.records + 2 * u64::from(slot);
+        let (store, shard) = (self.store, self.shard);
+        let generation = self.superblock.generation + 1;
+        loop {
+            let next = 1 - side;
+            let address = pair + next as u64;
+            let wrote = self.write_page(address, |b| {
+                disk_record::write(b, &record, slot, store, shard, address, generation);
+            });
+            let disk = self.disks[slot as usize].as_mut().expect("checked");
+            if !wrote {
+                disk.side = side;
+                disk.fresh = fresh;
+                return false;
+            }
+            side = next;
+            disk.side = side;
+            if !std::mem::take(&mut fresh) {
+                disk.fresh = false;
+                disk.dirty = false;
+                return true;
+            }
+        }
+    }
+
+    /// Starts the read of a bitmap somebody waits for.
+    pub(crate) fn load_wanted_bitmap(&mut self) {
+        let Some(extent) = self.space.wanted else { return };
+        if self.bitmap_load.is_some() {
+            return;
+        }
+        if self.space.loaded(extent) || self.space.load_fresh(extent) {
+            self.space.wanted = None;
+            self.unpark = true;
+            return;
+        }
+        self.bitmap_load = Some(extent);
+        let address = self.space.geometry.extent_start(extent as u64);
+        let addr = self.bitmap_pages.addr(PageId(0));
+        self.issue(tag(Class::Bitmap, 0, 0), BaseOp::Read, address, addr, 8192);
+    }
+
+    pub(crate) fn bitmap_read_done(&mut self, result: Result<(), BaseError>) {
+        let extent = self.bitmap_load.take().expect("a bitmap read in flight");
+        self.space.wanted = None;
+        match result {
+            Ok(()) => {
+                let pages = &self.bitmap_pages;
+                let copies = [pages.bytes(PageId(0)), pages.bytes(PageId(1))];
+                if let Err(damage) = self.space.load(extent, copies, self.store, self.shard) {
+                    self.event(true, sealed_text(extent, damage));
+                }
+            }
+            // A passing fault: whoever still wants it asks again.
+            Err(_) => {}
+        }
+        self.unpark = true;
+    }
+}

@@ -1,0 +1,249 @@
+//! The journal: records of one turn share a block; blocks may be written side by side, but take
+//! effect, and answer their requests, strictly in order.
+
+use crate::base_io::BaseOp;
+use crate::engine::{Class, Engine, tag};
+use crate::format::journal::{Frame, Record, UNITS_MAX, finish};
+use crate::limits::{JOURNAL_WINDOW, RUNS_MAX, WRITE_RETRIES};
+use crate::page::PageId;
+use crate::slots::{Kind, List};
+use crate::status::BaseError;
+use crate::types::Lsn;
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Takes records.
+    Open,
+    /// Full, waits for its turn to be written.
+    Queued,
+    Writing,
+    Written,
+}
+
+struct Batch {
+    page: PageId,
+    lsn: u64,
+    units: usize,
+    ops: List,
+    state: State,
+    tries: u8,
+}
+
+pub(crate) struct Journal {
+    /// Batches that have not taken effect, oldest first; only the last may be open.
+    batches: VecDeque<Batch>,
+    batches_max: usize,
+    next: u64,
+    pub tail: u64,
+    /// Blocks below this are durable, and so is the data their records name.
+    pub flushed: u64,
+    pub incarnation: u64,
+    blocks: u64,
+    /// Admitted operations whose records are not in a batch yet; each may need a block.
+    reserved: u64,
+    broken: bool,
+}
+
+impl Journal {
+    pub fn new(batches_max: usize) -> Journal {
+        Journal {
+            batches: VecDeque::with_capacity(batches_max + 1),
+            batches_max,
+            next: 1,
+            tail: 1,
+            flushed: 1,
+            incarnation: 0,
+            blocks: 0,
+            reserved: 0,
+            broken: false,
+        }
+    }
+
+    /// Starts an empty journal after an open.
+    pub fn start(&mut self, next: u64, tail: u64, incarnation: u64, blocks: u64) {
+        (self.next, self.tail, self.flushed) = (next, tail, tail);
+        self.incarnation = incarnation;
+        self.blocks = blocks;
+    }
+
+    /// Blocks in use.
+    pub fn used(&self) -> u64 {
+        self.next - self.tail
+    }
+
+    pub fn half_full(&self) -> bool {
+        self.used() * 2 > self.blocks
+    }
+
+    /// The oldest block that has not taken effect: a checkpoint frozen now covers all before it.
+    pub fn applied(&self) -> u64 {
+        self.batches.front().map_or(self.next, |b| b.lsn)
+    }
+
+    pub fn reserve(&mut self) {
+        self.reserved += 1;
+    }
+
+    pub fn unreserve(&mut self) {
+        assert!(self.reserved > 0);
+        self.reserved -= 1;
+    }
+
+    pub fn has_open_batch(&self) -> bool {
+        !self.broken && self.batches.len() <= JOURNAL_WINDOW
+            && self.batches.back().is_some_and(|b| b.state == State::Open)
+    }
+}
+
+impl Engine {
+    /// True if one more operation may be admitted without risking a full ring.
+    pub(crate) fn journal_has_room(&self) -> bool {
+        let j = &self.journal;
+        j.used() + j.reserved + 4 < j.blocks && !j.broken
+    }
+
+    /// Puts the records of an admitted operation into the open batch; the operation goes on when
+    /// the batch has taken effect.
+    pub(crate) fn journal_append(&mut self, index: u32, records: &[Option<Record>; RUNS_MAX]) {
+        self.journal.unreserve();
+        let units: usize = records.iter().flatten().map(Record::units).sum();
+        assert!(units > 0);
+        let last = self.journal.batches.back();
+        let fits = last.is_some_and(|b| b.state == State::Open && b.units + units <= UNITS_MAX);
+        if !fits {
+            if let Some(last) = self.journal.batches.back_mut()
+                && last.state == State::Open
+            {
+                last.state = State::Queued;
+            }
+            self.journal_open_batch();
+        }
+        let batch = self.journal.batches.back_mut().expect("just opened");
+        let page = self.pages.bytes_mut(batch.page);
+        for record in records.iter().flatten() {
+            record.write(page, batch.units);
+            batch.units += record.units();
+            self.stats.journal_records += 1;
+        }
+        batch.ops.push(&mut self.slots, index);
+        self.journal_write_queued();
+    }
+
+    fn journal_open_batch(&mut self) {
+        let j = &mut self.journal;
+        assert!(j.batches.len() < j.batches_max, "more journal batches than their bound");
+        assert!(j.next - j.tail < j.blocks, "the journal ring is full");
+        let page = self.pages.take().expect("journal pages are set aside");
+        let (lsn, ops) = (j.next, List::EMPTY);
+        j.next += 1;
+        j.batches.push_back(Batch { page, lsn, units: 0, ops, state: State::Open, tries: 0 });
+    }
+
+    /// End of a turn: the open batch goes out, unless so many are on their way that it had better
+    /// collect more.
+    pub(crate) fn journal_close_batch(&mut self) {
+        if self.journal.has_open_batch() {
+            self.journal.batches.back_mut().expect("open").state = State::Queued;
+        }
+        self.journal_write_queued();
+    }
+
+    /// Writes queued batches while the window has room.
+    fn journal_write_queued(&mut self) {
+        if self.journal.broken {
+            return;
+        }
+        for at in 0..self.journal.batches.len().min(JOURNAL_WINDOW) {
+            if self.journal.batches[at].state != State::Queued {
+                continue;
+            }
+            let j = &mut self.journal;
+            let batch = &mut j.batches[at];
+            batch.state = State::Writing;
+            let address = self.superblock.geometry.journal + batch.lsn % j.blocks;
+            let frame = Frame {
+                lsn: batch.lsn,
+                incarnation: j.incarnation,
+                count: batch.units,
+                flushed: j.flushed,
+                ordered: !self.traits.volatile_cache,
+            };
+            let page = self.pages.bytes_mut(batch.page);
+            finish(page, &frame, self.store, self.shard, address);
+            self.stats.journal_blocks += 1;
+            self.journal_issue(at);
+        }
+    }
+
+    fn journal_issue(&mut self, at: usize) {
+        let batch = &self.journal.batches[at];
+        let address = self.superblock.geometry.journal + batch.lsn % self.journal.blocks;
+        let addr = self.pages.addr(batch.page);
+        let tag = tag(Class::Journal, 0, batch.lsn as u32);
+        self.issue(tag, BaseOp::Write, address, addr, 4096);
+    }
+
+    pub(crate) fn journal_write_done(&mut self, lsn: u32, result: Result<(), BaseError>) {
+        let batches = &mut self.journal.batches;
+        let at = batches.iter().position(|b| b.lsn as u32 == lsn && b.state == State::Writing);
+        let at = at.expect("a journal block completed that was not being written");
+        if result.is_err() {
+            batches[at].tries += 1;
+            if batches[at].tries < WRITE_RETRIES && !self.journal.broken {
+                self.journal_issue(at);
+                return;
+            }
+            self.journal.broken = true;
+            self.fail("the journal could not be written".to_string());
+        }
+        self.journal.batches[at].state = State::Written;
+        if self.journal.broken {
+            self.journal_fail_all();
+        } else {
+            self.journal_take_effect();
+        }
+    }
+
+    /// Batches that are written, and all before them, change the map and answer their requests.
+    fn journal_take_effect(&mut self) {
+        while self.journal.batches.front().is_some_and(|b| b.state == State::Written) {
+            let mut batch = self.journal.batches.pop_front().expect("looked at");
+            self.pages.give(batch.page);
+            while let Some(op) = batch.ops.pop(&mut self.slots) {
+                match self.slots[op].kind {
+                    Kind::Write => self.apply_write(op),
+                    Kind::Discard | Kind::Trim => self.apply_discard(op),
+                    Kind::WriteZeroes if self.slots[op].partial => self.apply_write(op),
+                    Kind::WriteZeroes => self.apply_discard(op),
+                    Kind::Snapshot => self.apply_snapshot(op),
+                    Kind::Read | Kind::Flush => unreachable!("reads and flushes are not logged"),
+                }
+            }
+        }
+        self.journal_write_queued();
+    }
+
+    /// A batch is lost: it and all that follow fail, since replay would stop there.
+    fn journal_fail_all(&mut self) {
+        let writing = self.journal.batches.iter().any(|b| b.state == State::Writing);
+        if writing {
+            return;
+        }
+        while let Some(mut batch) = self.journal.batches.pop_front() {
+            self.pages.give(batch.page);
+            while let Some(op) = batch.ops.pop(&mut self.slots) {
+                if self.slots[op].kind == Kind::Snapshot {
+                    self.finish(op, crate::status::Status::IoError);
+                } else {
+                    self.journal_part_failed(op);
+                }
+            }
+        }
+    }
+
+    /// The lowest journal block that is not known to be written.
+    pub(crate) fn applied_lsn(&self) -> Lsn {
+        Lsn(self.journal.applied())
+    }
+}

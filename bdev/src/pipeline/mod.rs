@@ -1,0 +1,15 @@
+//! The commit pipeline.
+//!
+//! ```text
+//!  data written ─► record in the open batch ─► journal block written, in order ─► map changed, done
+//!                                                        │
+//!                  checkpoint: freeze ─► nodes ─► bitmaps ─► records ─► superblock ─► journal trimmed
+//! ```
+//!
+//! Watermarks of journal blocks: `tail` (checkpointed) <= `flushed` (durable) <= `applied` < `next`.
+
+pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_nodes;
+pub(crate) mod checkpoint_system;
+pub(crate) mod flush;
+pub(crate) mod journal;

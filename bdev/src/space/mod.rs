@@ -1,0 +1,467 @@
+//! Space: which blocks of the region are free.
+//!
+//! ```text
+//!           allocate                 record applied            freeing applied, checkpoint done
+//!  free ───────────────► busy ───────────────────────► busy ───────────────────────────► free
+//!                          │ on disk: free               on disk at the next checkpoint: used
+//!                          └── crash here: free again, nothing leaks
+//! ```
+//!
+//! Each extent has two bitmaps in RAM once it is loaded: `busy` (not to be given out now) and `disk`
+//! (what the next checkpoint writes). Only the checkpoint changes `disk`, from the lists of what was
+//! allocated and freed before its freeze.
+
+use crate::format::extent::{self, BITMAP_WORDS, CATALOGUE_ENTRIES, Entry, ExtentType};
+use crate::format::superblock::Geometry;
+use crate::format::{Block, Damage};
+use crate::limits::EXTENT_HEAD_BLOCKS;
+use crate::types::Uuid;
+
+/// What a block is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Use {
+    Data = 0,
+    Metadata = 1,
+}
+
+/// Answer of the allocator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Grant {
+    /// First block and how many (at least one, at most what was asked for).
+    Run(u64, u64),
+    /// An extent's bitmap has to be read first; it has been asked for.
+    Wait,
+    /// Nothing is free.
+    Full,
+}
+
+/// The bitmaps of a loaded extent.
+struct Bitmaps {
+    busy: [u64; BITMAP_WORDS],
+    disk: [u64; BITMAP_WORDS],
+    /// Copy that counts on disk.
+    side: usize,
+    dirty: bool,
+}
+
+pub(crate) struct Space {
+    pub geometry: Geometry,
+    entries: Vec<Entry>,
+    /// Blocks of each extent that can be given out.
+    avail: Vec<u32>,
+    maps: Vec<Option<Box<Bitmaps>>>,
+    /// Extents whose bitmap is damaged: nothing is given out of them or taken back.
+    sealed: Vec<bool>,
+    current: [Option<usize>; 2],
+    cursor: [usize; 2],
+    /// Sum of `avail`.
+    pub free: u64,
+    /// Extent whose bitmap should be read next.
+    pub wanted: Option<usize>,
+    /// Which copy of each catalogue pair counts, and whether it must be written.
+    catalogue: Vec<(usize, bool)>,
+    /// Extents that the running checkpoint must write.
+    pub dirty: Vec<usize>,
+}
+
+impl Space {
+    pub fn new(geometry: Geometry) -> Space {
+        let count = geometry.extent_count as usize;
+        Space {
+            geometry,
+            entries: vec![Entry::default(); count],
+            avail: vec![0; count],
+            maps: (0..count).map(|_| None).collect(),
+            sealed: vec![false; count],
+            current: [None; 2],
+            cursor: [0; 2],
+            free: 0,
+            wanted: None,
+            catalogue: vec![(0, false); geometry.catalogue_pairs as usize],
+            dirty: Vec::new(),
+        }
+    }
+
+    /// Takes over a catalogue block read at open.
+    pub fn adopt_catalogue(
+        &mut self,
+        pair: usize,
+        block: &Block,
+        side: usize,
+        rewrite: bool,
+    ) -> Result<(), Damage> {
+        let first = pair * CATALOGUE_ENTRIES;
+        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
+        let max = (self.geometry.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
+        extent::read_entries(block, &mut self.entries[first..end], max)?;
+        for i in first..end {
+            self.avail[i] = self.entries[i].free;
+            self.free += u64::from(self.avail[i]);
+        }
+        self.catalogue[pair] = (side, rewrite);
+        Ok(())
+    }
+
+    /// A catalogue pair was lost: its extents are left alone for good.
+    pub fn seal_catalogue(&mut self, pair: usize) {
+        let first = pair * CATALOGUE_ENTRIES;
+        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
+        (first..end).for_each(|extent| self.seal(extent));
+    }
+
+    fn seal(&mut self, extent: usize) {
+        self.sealed[extent] = true;
+        self.free -= u64::from(std::mem::take(&mut self.avail[extent]));
+    }
+
+    /// True once the extent's bitmaps are in RAM (or never will be).
+    pub fn loaded(&self, extent: usize) -> bool {
+        self.maps[extent].is_some() || self.sealed[extent]
+    }
+
+    /// Loads an extent that was never used, without I/O; false if its bitmap must be read.
+    pub fn load_fresh(&mut self, extent: usize) -> bool {
+        if self.entries[extent].bitmap != 0 {
+            return false;
+        }
+        let mut words = [0; BITMAP_WORDS];
+        words[0] = (1 << EXTENT_HEAD_BLOCKS) - 1;
+        self.install(extent, words, 1);
+        true
+    }
+
+    /// Takes over the two bitmap copies of an extent as read from disk.
+    pub fn load(
+        &mut self,
+        extent: usize,
+        copies: [&Block; 2],
+        store: Uuid,
+        shard: u16,
+    ) -> Result<(), Damage> {
+        let mut words = [0; BITMAP_WORDS];
+        let address = self.geometry.extent_start(extent as u64);
+        let generation = self.entries[extent].bitmap;
+        let used = (self.geometry.extent_blocks / 64) as usize;
+        let found = extent::read_bitmap(
+            copies,
+            store,
+            shard,
+            address,
+            extent as u64,
+            generation,
+            &mut words[..used],
+        );
+        let lawful = found.and_then(|side| {
+            let ones: u32 = words[..used].iter().map(|w| w.count_ones()).sum();
+            let free = self.geometry.extent_blocks as u32 - ones;
+            let head = words[0] & 3 == 3;
+            if head && free == self.entries[extent].free { Ok(side) } else { Err(Damage::Content) }
+        });
+        match lawful {
+            Ok(side) => {
+                self.install(extent, words, side);
+                Ok(())
+            }
+            Err(damage) => {
+                self.seal(extent);
+                Err(damage)
+            }
+        }
+    }
+
+    fn install(&mut self, extent: usize, words: [u64; BITMAP_WORDS], side: usize) {
+        assert!(self.maps[extent].is_none());
+        self.maps[extent] =
+            Some(Box::new(Bitmaps { busy: words, disk: words, side, dirty: false }));
+        if self.wanted == Some(extent) {
+            self.wanted = None;
+        }
+    }
+
+    /// Up to `max` contiguous blocks.
+    pub fn allocate(&mut self, kind: Use, max: u64) -> Grant {
+        loop {
+            let Some(extent) = self.current[kind as usize] else {
+                match self.choose(kind) {
+                    Some(extent) if self.loaded(extent) || self.load_fresh(extent) => {
+                        self.current[kind as usize] = Some(extent);
+                        self.cursor[kind as usize] = 0;
+                        continue;
+                    }
+                    Some(extent) => {
+                        self.wanted = self.wanted.or(Some(extent));
+                        return Grant::Wait;
+                    }
+                    None => return Grant::Full,
+                }
+            };
+            if let Some((at, len)) = self.take_run(extent, kind, max) {
+                let pba = self.geometry.extent_start(extent as u64) + at as u64;
+                return Grant::Run(pba, len);
+            }
+            self.current[kind as usize] = None;
+        }
+    }
+
+    fn take_run(&mut self, extent: usize, kind: Use, max: u64) -> Option<(usize, u64)> {
+        if self.avail[extent] == 0 {
+            return None;
+        }
+        let blocks = self.geometry.extent_blocks as usize;
+        let map = self.maps[extent].as_mut()?;
+        let start = self.cursor[kind as usize];
+        let at = next_zero(&map.busy, start, blocks).or_else(|| next_zero(&map.busy, 0, start))?;
+        let mut len = 0;
+        while (len as u64) < max && at + len < blocks && map.busy[(at + len) / 64] >> ((at + len) % 64) & 1 == 0
+        {
+            map.busy[(at + len) / 64] |= 1 << ((at + len) % 64);
+            len += 1;
+        }
+        self.cursor[kind as usize] = at + len;
+        self.avail[extent] -= len as u32;
+        self.free -= len as u64;
+        if self.entries[extent].kind == ExtentType::Free {
+            self.entries[extent].kind = match kind {
+                Use::Data => ExtentType::Data,
+                Use::Metadata => ExtentType::Metadata,
+            };
+        }
+        Some((at, len as u64))
+    }
+
+    /// The extent to allocate from next: one of the right kind with room, else a fresh one, else
+    /// one of the right kind with anything, else any.
+    fn choose(&self, kind: Use) -> Option<usize> {
+        let same = match kind {
+            Use::Data => ExtentType::Data,
+            Use::Metadata => ExtentType::Metadata,
+        };
+        let roomy = (self.geometry.extent_blocks / 4) as u32;
+        let mut best: Option<(u8, usize)> = None;
+        for (extent, (&avail, entry)) in self.avail.iter().zip(&self.entries).enumerate() {
+            if avail == 0 || self.current.contains(&Some(extent)) {
+                continue;
+            }
+            let rank = match entry.kind {
+                k if k == same && avail >= roomy => 0,
+                ExtentType::Free => 1,
+                k if k == same => 2,
+                _ => 3,
+            };
+            if best.is_none_or(|(found, _)| rank < found) {
+                best = Some((rank, extent));
+            }
+            if rank == 0 {
+                break;
+            }
+        }
+        // The other kind's current extent is the very last resort.
+        best.map(|(_, extent)| extent).or_else(|| {
+            self.current.iter().flatten().copied().find(|&extent| self.avail[extent] > 0)
+        })
+    }
+
+    /// Gives back blocks that were allocated, or whose freeing has been committed.
+    pub fn release(&mut self, pba: u64, len: u64) {
+        for block in pba..pba + len {
+            let Some(extent) = self.geometry.extent_of(block).map(|e| e as usize) else {
+                unreachable!("a block outside every extent is released")
+            };
+            let at = (block - self.geometry.extent_start(extent as u64)) as usize;
+            let Some(map) = self.maps[extent].as_mut() else {
+                assert!(self.sealed[extent], "a block of an unloaded extent is released");
+                continue;
+            };
+            assert!(map.busy[at / 64] >> (at % 64) & 1 == 1, "block {block} is freed twice");
+            map.busy[at / 64] &= !(1 << (at % 64));
+            if !self.sealed[extent] {
+                self.avail[extent] += 1;
+                self.free += 1;
+            }
+        }
+    }
+
+    /// Recovery: a journal record holds these blocks. False if they were taken already.
+    pub fn claim(&mut self, block: u64) -> bool {
+        let Some(extent) = self.geometry.extent_of(block).map(|e| e as usize) else { return false };
+        let at = (block - self.geometry.extent_start(extent as u64)) as usize;
+        let Some(map) = self.maps[extent].as_mut() else { return self.sealed[extent] };
+        if map.busy[at / 64] >> (at % 64) & 1 == 1 {
+            return false;
+        }
+        map.busy[at / 64] |= 1 << (at % 64);
+        self.avail[extent] -= 1;
+        self.free -= 1;
+        true
+    }
+
+    /// Checkpoint: a block counts as used (or free) on disk from this checkpoint on. `None` if the
+    /// extent has to be loaded first.
+    pub fn mark(&mut self, block: u64, used: bool) -> Option<()> {
+        let extent = self.geometry.extent_of(block).expect("links were checked") as usize;
+        if !self.loaded(extent) && !self.load_fresh(extent) {
+            self.wanted = Some(extent);
+            return None;
+        }
+        let at = (block - self.geometry.extent_start(extent as u64)) as usize;
+        let Some(map) = self.maps[extent].as_mut() else { return Some(()) };
+        let bit = 1 << (at % 64);
+        if used {
+            assert!(map.disk[at / 64] & bit == 0, "block {block} is allocated twice");
+            map.disk[at / 64] |= bit;
+        } else {
+            assert!(map.disk[at / 64] & bit != 0, "block {block} is freed twice");
+            map.disk[at / 64] &= !bit;
+        }
+        if !map.dirty {
+            map.dirty = true;
+            self.dirty.push(extent);
+        }
+        Some(())
+    }
+
+    /// Checkpoint: writes the bitmap of a dirty extent into `block`; returns its address.
+    pub fn write_bitmap(
+        &mut self,
+        extent: usize,
+        block: &mut Block,
+        store: Uuid,
+        shard: u16,
+        generation: u64,
+    ) -> u64 {
+        let words = (self.geometry.extent_blocks / 64) as usize;
+        let map = self.maps[extent].as_mut().expect("a dirty extent is loaded");
+        assert!(std::mem::take(&mut map.dirty));
+        map.side = 1 - map.side;
+        let address = self.geometry.extent_start(extent as u64) + map.side as u64;
+        let bits = &map.disk[..words];
+        extent::write_bitmap(block, store, shard, address, extent as u64, generation, bits);
+        let used: u32 = bits.iter().map(|w| w.count_ones()).sum();
+        self.entries[extent].free = self.geometry.extent_blocks as u32 - used;
+        self.entries[extent].bitmap = generation;
+        self.catalogue[extent / CATALOGUE_ENTRIES].1 = true;
+        address
+    }
+
+    /// Checkpoint: the next catalogue pair that must be written.
+    pub fn dirty_catalogue(&self) -> Option<usize> {
+        self.catalogue.iter().position(|&(_, dirty)| dirty)
+    }
+
+    /// Checkpoint: writes a catalogue pair's next copy; returns its address.
+    pub fn write_catalogue(
+        &mut self,
+        pair: usize,
+        block: &mut Block,
+        store: Uuid,
+        shard: u16,
+        generation: u64,
+    ) -> u64 {
+        let side = 1 - self.catalogue[pair].0;
+        self.catalogue[pair] = (side, false);
+        let address = self.geometry.catalogue + 2 * pair as u64 + side as u64;
+        let first = pair * CATALOGUE_ENTRIES;
+        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
+        let entries = &self.entries[first..end];
+        extent::write_catalogue(block, store, shard, address, pair as u64, generation, entries);
+        address
+    }
+
+    /// Blocks that could ever be free.
+    pub fn capacity(&self) -> u64 {
+        self.geometry.extent_count * (self.geometry.extent_blocks - EXTENT_HEAD_BLOCKS)
+    }
+}
+
+/// First zero bit in `start .. end`.
+fn next_zero(words: &[u64], start: usize, end: usize) -> Option<usize> {
+    let mut at = start;
+    while at < end {
+        let free = !words[at / 64] >> (at % 64);
+        if free != 0 {
+            let found = at + free.trailing_zeros() as usize;
+            return (found < end).then_some(found);
+        }
+        at = (at / 64 + 1) * 64;
+    }
+    None
+}
+
+/// An error sentence for a damaged bitmap.
+pub(crate) fn sealed_text(extent: usize, damage: Damage) -> String {
+    format!("the bitmap of extent {extent} is damaged ({damage}); its free blocks are not used")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space() -> Space {
+        let geometry = Geometry {
+            region_blocks: 5000,
+            extents: 100,
+            extent_blocks: 256,
+            extent_count: 8,
+            catalogue_pairs: 1,
+            ..Geometry::default()
+        };
+        let mut space = Space::new(geometry);
+        for i in 0..8 {
+            space.entries[i].free = 254;
+            space.avail[i] = 254;
+        }
+        space.free = 8 * 254;
+        space
+    }
+
+    #[test]
+    fn every_block_is_given_out_once_and_comes_back() {
+        let mut space = space();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut turn = 0;
+        while let Grant::Run(pba, len) =
+            space.allocate(if turn % 3 == 0 { Use::Metadata } else { Use::Data }, 1 + turn % 7)
+        {
+            turn += 1;
+            for block in pba..pba + len {
+                assert!(space.geometry.linkable(block) && seen.insert(block));
+            }
+        }
+        assert_eq!(seen.len() as u64, space.capacity());
+        assert_eq!((space.free, space.allocate(Use::Data, 1)), (0, Grant::Full));
+        for &block in &seen {
+            space.release(block, 1);
+        }
+        assert_eq!(space.free, space.capacity());
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn a_double_free_is_a_bug() {
+        let mut space = space();
+        let Grant::Run(pba, _) = space.allocate(Use::Data, 1) else { panic!("full") };
+        space.release(pba, 1);
+        space.release(pba, 1);
+    }
+
+    #[test]
+    fn the_disk_bitmap_changes_only_at_checkpoints_and_alternates_copies() {
+        let mut space = space();
+        let Grant::Run(pba, 3) = space.allocate(Use::Data, 3) else { panic!("no run") };
+        (pba..pba + 3).for_each(|b| space.mark(b, true).unwrap());
+        let extent = space.dirty.pop().unwrap();
+        let (store, mut a, mut b) = (Uuid([1; 16]), [0; 4096], [0; 4096]);
+        let first = space.write_bitmap(extent, &mut a, store, 0, 7);
+        space.mark(pba, false).unwrap();
+        space.dirty.clear();
+        let second = space.write_bitmap(extent, &mut b, store, 0, 8);
+        assert_eq!((first % 2 == second % 2, first.abs_diff(second)), (false, 1));
+        let mut again = super::tests::space();
+        again.entries[extent] = Entry { kind: ExtentType::Data, free: 252, bitmap: 8 };
+        again.avail[extent] = 252;
+        again.free -= 2;
+        let copies = if first < second { [&a, &b] } else { [&b, &a] };
+        again.load(extent, copies, store, 0).unwrap();
+        assert!(again.claim(pba) && !again.claim(pba + 1));
+    }
+}

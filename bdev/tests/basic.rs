@@ -1,0 +1,283 @@
+//! The engine over a plain vector: the quickest check that its verbs do what they say.
+// UNSAFETY: a base device moves bytes by address; this test is one.
+#![allow(unsafe_code)]
+
+use lamina_bdev::*;
+
+struct Rig {
+    engine: Engine,
+    disk: Vec<u8>,
+    first: usize,
+    now: u64,
+    label: StoreLabel,
+    traits: BaseTraits,
+    cookie: u64,
+}
+
+const RAM: BaseTraits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
+const FILE: BaseTraits = BaseTraits { volatile_cache: true, atomic_4k: false, atomic_rw: false };
+
+impl Rig {
+    fn new(bytes: usize, traits: BaseTraits) -> Rig {
+        let mut disk = vec![0xa5u8; bytes];
+        let params = FormatParams {
+            uuid: Uuid([7; 16]),
+            name: Name::new("store").unwrap(),
+            device_bytes: bytes as u64,
+            shards: 1,
+            journal_bytes: 0,
+            time: 1,
+        };
+        for write in format_plan(&params).unwrap() {
+            let at = write.offset as usize;
+            disk[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+        }
+        let label = read_label(&disk[..LABEL_BYTES], bytes as u64).unwrap();
+        Rig::open(disk, label, traits)
+    }
+
+    fn open(disk: Vec<u8>, label: StoreLabel, traits: BaseTraits) -> Rig {
+        let config = Config { slots: 64, cache_bytes: 1 << 20 };
+        let engine = Engine::open(config, traits, &label, 0);
+        let first = label.first_region as usize;
+        let mut rig = Rig { engine, disk, first, now: 0, label, traits, cookie: 0 };
+        while rig.engine.state() == EngineState::Opening {
+            rig.turn();
+        }
+        assert_eq!(rig.engine.state(), EngineState::Ready, "{:?}", rig.engine.open_error());
+        rig.events();
+        rig
+    }
+
+    /// What a SIGKILL and a restart do.
+    fn reopen(self) -> Rig {
+        Rig::open(self.disk, self.label, self.traits)
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.engine.next_event() {
+            assert!(!event.severe, "{}", event.text);
+        }
+    }
+
+    fn turn(&mut self) {
+        self.now += 1000;
+        self.engine.tick(self.now);
+        let mut segs = Vec::new();
+        while let Some(io) = self.engine.next_io() {
+            self.engine.gather(&io, &mut segs);
+            let mut at = self.first + io.offset as usize;
+            for seg in &segs {
+                let base = self.disk[at..at + seg.len].as_mut_ptr();
+                // SAFETY: segments are live memory of this test or of the engine.
+                unsafe {
+                    match io.op {
+                        BaseOp::Read => base.copy_to(seg.addr as *mut u8, seg.len),
+                        BaseOp::Write => base.copy_from(seg.addr as *const u8, seg.len),
+                        BaseOp::Flush => {}
+                    }
+                }
+                at += seg.len;
+            }
+            self.engine.complete(io.tag, Ok(()));
+        }
+    }
+
+    fn request(&mut self, handle: Handle, op: Op, offset: u64, data: &mut [u8]) -> Status {
+        let len = data.len() as u64;
+        self.ranged(handle, op, offset, len, data)
+    }
+
+    fn ranged(&mut self, handle: Handle, op: Op, offset: u64, len: u64, data: &mut [u8]) -> Status {
+        self.cookie += 1;
+        let cookie = self.cookie;
+        let seg = Seg { addr: data.as_mut_ptr() as usize, len: data.len() };
+        let request = Request { cookie, handle, op, offset, len, fua: false };
+        assert!(self.engine.submit(&request, &[seg]));
+        for _ in 0..1_000_000 {
+            if let Some(done) = self.engine.next_done() {
+                assert_eq!(done.cookie, cookie);
+                return done.status;
+            }
+            self.turn();
+        }
+        panic!("a request never ended");
+    }
+
+    fn command(&mut self, command: Command) -> Result<Reply, Error> {
+        self.cookie += 1;
+        self.engine.command(self.cookie, command);
+        for _ in 0..1_000_000 {
+            if let Some((cookie, outcome)) = self.engine.next_reply() {
+                assert_eq!(cookie, self.cookie);
+                return outcome;
+            }
+            self.turn();
+        }
+        panic!("a command never ended");
+    }
+
+    fn create(&mut self, name: &str, size: u64, from: Option<SnapRef>) -> DiskId {
+        let mut uuid = [0; 16];
+        uuid[..name.len()].copy_from_slice(name.as_bytes());
+        let name = Name::new(name).unwrap();
+        let create = Command::CreateDisk { name, uuid: Uuid(uuid), size, from, time: 5 };
+        let Reply::Disk(id) = self.command(create).unwrap() else { panic!("not a disk") };
+        id
+    }
+
+    fn attach(&mut self, target: Target) -> Handle {
+        let Reply::Handle(h) = self.command(Command::Attach(target)).unwrap() else {
+            panic!("not a handle")
+        };
+        h
+    }
+
+    fn snapshot(&mut self, disk: DiskId, label: &str) -> SnapRef {
+        let label = if label.is_empty() { Name::EMPTY } else { Name::new(label).unwrap() };
+        let uuid = Uuid([self.cookie as u8; 16]);
+        let Reply::Snapshot(snap) =
+            self.command(Command::Snapshot { disk, uuid, label, time: 9 }).unwrap()
+        else {
+            panic!("not a snapshot")
+        };
+        SnapRef { disk, snap }
+    }
+
+    fn read(&mut self, handle: Handle, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0x5a; len];
+        assert_eq!(self.request(handle, Op::Read, offset, &mut data), Status::Ok);
+        data
+    }
+
+    fn write(&mut self, handle: Handle, offset: u64, byte: u8, len: usize) {
+        assert_eq!(self.request(handle, Op::Write, offset, &mut vec![byte; len]), Status::Ok);
+    }
+
+    /// Waits until all deleted space is back.
+    fn settle(&mut self) -> StoreInfo {
+        for _ in 0..6 {
+            self.command(Command::Checkpoint).unwrap();
+        }
+        while self.engine.busy() {
+            self.turn();
+        }
+        self.events();
+        self.engine.store_info()
+    }
+}
+
+#[test]
+fn writes_read_back_at_every_alignment_and_survive_a_kill() {
+    for traits in [RAM, FILE] {
+        let mut rig = Rig::new(64 << 20, traits);
+        let disk = rig.create("a", 1 << 40, None);
+        let h = rig.attach(Target::Disk(disk));
+        assert_eq!(rig.read(h, 12345 * 512, 8192), vec![0; 8192]);
+        rig.write(h, 0, 1, 4096);
+        rig.write(h, 512, 2, 512);
+        rig.write(h, (2 << 20) - 4096 - 512, 3, 3 << 20);
+        rig.write(h, (1 << 40) - 512, 4, 512);
+        let check = |rig: &mut Rig, h| {
+            let first = rig.read(h, 0, 4096);
+            assert_eq!((first[0], first[511], first[512], first[1024]), (1, 1, 2, 1));
+            let long = rig.read(h, (2 << 20) - 8192, (3 << 20) + 8192);
+            assert!(long[..3584].iter().all(|&b| b == 0));
+            assert!(long[3584..3584 + (3 << 20)].iter().all(|&b| b == 3));
+            assert!(long[3584 + (3 << 20)..].iter().all(|&b| b == 0));
+            assert_eq!(rig.read(h, (1 << 40) - 1024, 1024)[512..], [4; 512]);
+        };
+        check(&mut rig, h);
+        let mut rig = rig.reopen();
+        let h = rig.attach(Target::Disk(disk));
+        check(&mut rig, h);
+        rig.command(Command::Checkpoint).unwrap();
+        let mut rig = rig.reopen();
+        let h = rig.attach(Target::Disk(disk));
+        check(&mut rig, h);
+    }
+}
+
+#[test]
+fn snapshots_and_clones_keep_their_bytes_and_space_returns_exactly() {
+    for traits in [RAM, FILE] {
+        let mut rig = Rig::new(64 << 20, traits);
+        let empty = rig.settle().free_blocks;
+        let a = rig.create("a", 8 << 20, None);
+        let h = rig.attach(Target::Disk(a));
+        rig.write(h, 0, 1, 4 << 20);
+        let s1 = rig.snapshot(a, "one");
+        rig.write(h, 1 << 20, 2, 1 << 20);
+        let s2 = rig.snapshot(a, "two");
+        rig.write(h, 0, 3, 4096);
+        let b = rig.create("b", 0, Some(s1));
+        let hb = rig.attach(Target::Disk(b));
+        rig.write(hb, 3 << 20, 4, 4096);
+        let s3 = rig.snapshot(b, "");
+        let c = rig.create("c", 0, Some(s3));
+        for round in 0..2 {
+            let h1 = rig.attach(Target::Snapshot(s1));
+            let h2 = rig.attach(Target::Snapshot(s2));
+            let hc = rig.attach(Target::Disk(c));
+            assert_eq!(rig.read(h1, 0, 4 << 20), vec![1; 4 << 20]);
+            assert_eq!(rig.read(h2, 1 << 20, 1 << 20), vec![2; 1 << 20]);
+            assert_eq!(rig.read(h2, 0, 4096), vec![1; 4096]);
+            assert_eq!(rig.read(hc, 3 << 20, 8192)[4095..4097], [4, 1]);
+            assert_eq!(rig.request(h1, Op::Write, 0, &mut [0; 512]), Status::ReadOnly);
+            if round == 0 {
+                rig = rig.reopen();
+            } else {
+                for handle in [h1, h2, hc] {
+                    rig.command(Command::Detach(handle)).unwrap();
+                }
+            }
+        }
+        let busy = rig.command(Command::DeleteSnapshot(s1)).unwrap_err();
+        assert_eq!(busy.kind, ErrorKind::Busy, "{busy}");
+        rig.command(Command::DeleteSnapshot(s2)).unwrap();
+        rig.settle();
+        for disk in [c, b, a] {
+            rig.command(Command::DeleteDisk(disk)).unwrap();
+            rig.settle();
+        }
+        assert_eq!(rig.settle().free_blocks, empty);
+        let mut rig = rig.reopen();
+        assert_eq!(rig.settle().free_blocks, empty);
+    }
+}
+
+#[test]
+fn discard_zeroes_resize_and_a_full_store() {
+    for traits in [RAM, FILE] {
+        let mut rig = Rig::new(64 << 20, traits);
+        let empty = rig.settle().free_blocks;
+        let a = rig.create("a", 256 << 20, None);
+        let h = rig.attach(Target::Disk(a));
+        rig.write(h, 0, 1, 2 << 20);
+        assert_eq!(rig.ranged(h, Op::Discard, 512, 2 << 19, &mut []), Status::Ok);
+        assert_eq!(rig.read(h, 0, 8192)[4095..4097], [1, 0]);
+        assert_eq!(rig.ranged(h, Op::WriteZeroes, (1 << 20) + 8192 + 512, 4096, &mut []), Status::Ok);
+        let around = rig.read(h, (1 << 20) + 8192, 8192);
+        assert_eq!((around[511], around[512], around[4607], around[4608]), (1, 0, 0, 1));
+        rig.command(Command::Resize(a, 1 << 20)).unwrap();
+        assert_eq!(rig.request(h, Op::Read, 1 << 20, &mut [0; 512]), Status::OutOfRange);
+        rig.command(Command::Resize(a, 128 << 20)).unwrap();
+        assert_eq!(rig.read(h, 1 << 20, 1 << 20), vec![0; 1 << 20]);
+        let mut at = 0;
+        let status = loop {
+            let status = rig.request(h, Op::Write, at, &mut vec![9; 1 << 20]);
+            if status != Status::Ok {
+                break status;
+            }
+            at += 1 << 20;
+        };
+        assert_eq!(status, Status::NoSpace);
+        assert!(at > 40 << 20, "only {at} bytes fitted");
+        assert_eq!(rig.read(h, 0, 1 << 20), vec![9; 1 << 20]);
+        assert_eq!(rig.ranged(h, Op::Discard, 0, 128 << 20, &mut []), Status::Ok);
+        rig.write(h, 0, 8, 4 << 20);
+        rig.command(Command::Detach(h)).unwrap();
+        rig.command(Command::DeleteDisk(a)).unwrap();
+        assert_eq!(rig.settle().free_blocks, empty);
+    }
+}
