@@ -8,7 +8,7 @@ use crate::engine::{Attached, Attachment, Engine, EngineState};
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::REAP_NONE;
 use crate::format::journal::Record;
-use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
+use crate::limits::{ATTACHMENTS_MAX, BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
 use crate::slots::{Kind, Stage};
 use crate::status::Status;
 use crate::types::{BLOCK_SIZE, DiskId, Handle, Name, SnapId, SnapRef, Uuid};
@@ -156,6 +156,11 @@ impl Engine {
     }
 
     fn attach(&mut self, cookie: u64, target: Target) {
+        if self.attachments.iter().filter(|a| a.target.is_some()).count() >= ATTACHMENTS_MAX {
+            let text = format!("{ATTACHMENTS_MAX} attachments exist: detach some first");
+            self.replies.push_back((cookie, Err(error(ErrorKind::NoSpace, text))));
+            return;
+        }
         let attached = match target {
             Target::Disk(id) => self.live_mut(id).map(|disk| {
                 disk.attached += 1;
@@ -202,7 +207,9 @@ impl Engine {
             return Err(error(ErrorKind::NotFound, "that attachment has ended already"));
         };
         let used = |op: &crate::slots::Op| op.stage != Stage::Free && op.tree == target.tree;
-        if target.snap != 0 && self.slots.ops.iter().any(used) {
+        let disk = self.disks[target.disk as usize].as_ref().expect("attached disks exist");
+        let last = target.snap != 0 || disk.attached == 1;
+        if last && self.slots.ops.iter().any(used) {
             let text = "requests of that attachment are still in flight";
             return Err(error(ErrorKind::Busy, text));
         }
@@ -218,10 +225,10 @@ impl Engine {
 
     fn start_snapshot(&mut self, cookie: u64, id: DiskId, uuid: Uuid, label: Name, time: u64) {
         let checked = self.live(id).and_then(|disk| {
-            let pending = self.pending_snapshots.iter();
-            let taken = disk.snaps.iter().filter(|s| !s.dying).any(|s| s.label == label)
-                || pending.clone().any(|p| p.disk == id.0 && p.label == label);
-            if !label.is_empty() && taken {
+            let taken = !label.is_empty()
+                && (disk.snaps.iter().any(|s| !s.dying && s.label == label)
+                    || self.pending_snapshots.iter().any(|p| p.disk == id.0 && p.label == label));
+            if taken {
                 let text = format!("disk {} has a snapshot labelled {label} already", disk.name);
                 return Err(error(ErrorKind::Exists, text));
             }

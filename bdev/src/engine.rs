@@ -9,7 +9,7 @@ use crate::disk::{Disk, Root, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
-use crate::limits::{CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL};
+use crate::limits::{CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL, SYSTEM_READS, SYSTEM_WRITES};
 use crate::map::node_cache::NodeCache;
 use crate::page::{Pages, pieces};
 use crate::pipeline::checkpoint::Checkpoint;
@@ -107,6 +107,8 @@ pub struct Engine {
     pub(crate) traits: BaseTraits,
     pub(crate) store: Uuid,
     pub(crate) shard: u16,
+    /// Pages that only the journal and the checkpoint's writers may take.
+    pub(crate) page_reserve: usize,
     pub(crate) state: EngineState,
     pub(crate) open_error: Option<Error>,
     /// The shard takes no more writes until it is reopened: why.
@@ -148,6 +150,8 @@ pub struct Engine {
     pub(crate) bitmap_pages: Pages,
     pub(crate) io: Ring<BaseIo>,
     pub(crate) done: Ring<Done>,
+    /// Answers that may wait to be fetched before requests are refused.
+    pub(crate) done_max: usize,
     pub(crate) replies: VecDeque<CommandDone>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) in_flight: u64,
@@ -164,11 +168,13 @@ impl Engine {
         let nodes = config.cache_bytes.max(CACHE_BYTES_MIN) / BLOCK_SIZE;
         // Journal blocks in RAM, partial writes (one page each, bounded), node reads, page writes.
         let journal_pages = JOURNAL_WINDOW + slots / 15 + 4;
-        let pages = journal_pages + slots.min(256) + 64 + 32;
+        let page_reserve = journal_pages + SYSTEM_WRITES;
+        let pages = page_reserve + SYSTEM_READS + slots.min(256) + 16;
         Engine {
             traits: base,
             store: label.uuid,
             shard: shard as u16,
+            page_reserve,
             state: EngineState::Opening,
             open_error: None,
             failed: None,
@@ -201,7 +207,8 @@ impl Engine {
             bitmap_load: None,
             bitmap_pages: Pages::new(2),
             io: Ring::new(slots * READ_WINDOW as usize + pages + 256),
-            done: Ring::new(slots),
+            done: Ring::new(2 * slots),
+            done_max: slots,
             replies: VecDeque::new(),
             events: VecDeque::new(),
             in_flight: 0,
@@ -228,6 +235,9 @@ impl Engine {
     /// `Done`. The answer may be in [`Engine::next_done`] already on return.
     #[must_use]
     pub fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool {
+        if self.done.len() >= self.done_max {
+            return false;
+        }
         let Some(index) = self.slots.take(true) else { return false };
         let op = &mut self.slots[index];
         op.cookie = request.cookie;

@@ -34,6 +34,10 @@ pub const CHECKPOINT_NODES_TURN: usize = 16;
 pub const CHECKPOINT_BITS_TURN: usize = 512;
 /// Node reads the reaper may do within one checkpoint.
 pub const REAP_READS_CHECKPOINT: usize = 512;
+/// Single-block metadata writes a checkpoint keeps in flight.
+pub const SYSTEM_WRITES: usize = 16;
+/// Pages for node reads of the checkpoint and the reaper, beyond those of the requests.
+pub const SYSTEM_READS: usize = 8;
 /// Retries of a metadata write before the shard is declared failed.
 pub const WRITE_RETRIES: u8 = 4;
 /// Cache slots only the checkpoint may take.
@@ -50,6 +54,8 @@ pub const EXTENTS_MAX: u64 = 1 << 20;
 pub const EXTENT_HEAD_BLOCKS: u64 = 2;
 /// Disk records a shard may have.
 pub const DISKS_MAX: u64 = 65_535;
+/// Attachments at one time.
+pub const ATTACHMENTS_MAX: usize = 65_535;
 /// Smallest region of a shard, bytes.
 pub const REGION_BYTES_MIN: u64 = 16 << 20;
 /// Most shards of a store.

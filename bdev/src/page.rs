@@ -46,6 +46,11 @@ impl Pages {
         self.free.pop().map(PageId)
     }
 
+    /// A page, unless that would leave fewer than `reserve`.
+    pub fn take_above(&mut self, reserve: usize) -> Option<PageId> {
+        if self.free.len() > reserve { self.take() } else { None }
+    }
+
     pub fn give(&mut self, page: PageId) {
         assert!(self.free.len() < self.count, "a page was given back twice");
         self.free.push(page.0);

@@ -659,7 +659,8 @@ impl Engine {
         }
         let slot = match self.find_leaf(disk, leaf) {
             Found::Hit(slot) => {
-                self.cache.pin(slot);
+                let pinned = self.cache.pin(slot, 0);
+                assert!(pinned, "room was made");
                 slot
             }
             Found::Absent if pba.is_none() => return Ok(true),

@@ -22,6 +22,10 @@ impl<T> Ring<T> {
         self.items.pop_front()
     }
 
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

@@ -107,7 +107,7 @@ impl Engine {
                 }
             }
         }
-        let Some(page) = self.pages.take() else { return Walk::Wait };
+        let Some(page) = self.pages.take_above(self.page_reserve) else { return Walk::Wait };
         let at = victim.expect("there are buffers");
         self.walker.state[at] = Buffer::Loading { address, level, index, page };
         self.walker.reads += 1;

@@ -56,7 +56,10 @@ impl Engine {
         let (tree, leaf) = (op.tree, op.leaf_index);
         match self.find_leaf(tree, leaf) {
             Found::Hit(slot) => {
-                self.cache.pin(slot);
+                if !self.cache.pin(slot, self.cache_reserve()) {
+                    self.park(index);
+                    return false;
+                }
                 self.slots[index].leaf = slot;
                 if self.must_wait_for_writes(index) {
                     self.slots[index].stage = Stage::WaitBusy;

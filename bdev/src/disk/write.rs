@@ -7,7 +7,7 @@ use crate::base_io::BaseOp;
 use crate::engine::{Class, Engine, tag};
 use crate::format::journal::Record;
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS, RUNS_MAX};
+use crate::limits::{LEVEL_BITS, LINKS, RUNS_MAX, SYSTEM_READS};
 use crate::map::node_cache::{Key, State};
 use crate::map::radix::{Found, TAG_SHIFT, freeze_tag};
 use crate::page::{copy_in, crc_of};
@@ -84,9 +84,10 @@ impl Engine {
             return false;
         }
         let slot = match self.find_leaf(tree, leaf) {
-            Found::Hit(slot) => {
-                self.cache.pin(slot);
-                slot
+            Found::Hit(slot) if self.cache.pin(slot, self.cache_reserve()) => slot,
+            Found::Hit(_) => {
+                self.park(index);
+                return false;
             }
             Found::Absent if !create => return true,
             Found::Absent => {
@@ -250,7 +251,8 @@ impl Engine {
     fn admit_in_place(&mut self, index: u32) -> Admit {
         let op = &mut self.slots[index];
         if op.partial {
-            let Some(page) = self.pages.take() else { return Admit::Park };
+            let kept = self.page_reserve + SYSTEM_READS;
+            let Some(page) = self.pages.take_above(kept) else { return Admit::Park };
             op.page = Some(page);
         }
         let links = &self.cache.links[op.leaf as usize];
@@ -285,7 +287,8 @@ impl Engine {
             return Admit::Park;
         }
         if self.slots[index].partial {
-            let Some(page) = self.pages.take() else {
+            let kept = self.page_reserve + SYSTEM_READS;
+            let Some(page) = self.pages.take_above(kept) else {
                 self.cache.unpromise();
                 return Admit::Park;
             };

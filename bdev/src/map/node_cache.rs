@@ -284,13 +284,20 @@ impl NodeCache {
         self.free.push(slot);
     }
 
-    pub fn pin(&mut self, slot: u32) {
+    /// Pins a node. False: it is idle and pinning it would leave at most `reserve` slots that could
+    /// be had, promised ones not counted.
+    #[must_use]
+    pub fn pin(&mut self, slot: u32, reserve: usize) -> bool {
         let m = &mut self.meta[slot as usize];
         if m.pins == 0 && m.state == State::Clean {
+            if (self.free.len() + self.idle).saturating_sub(self.promised) <= reserve {
+                return false;
+            }
             self.idle -= 1;
         }
         m.pins += 1;
         m.referenced = true;
+        true
     }
 
     pub fn unpin(&mut self, slot: u32) {

@@ -4,7 +4,7 @@ use crate::base_io::BaseOp;
 use crate::disk::Root;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS};
+use crate::limits::{LEVEL_BITS, LINKS, SYSTEM_READS};
 use crate::map::node_cache::{Key, State};
 use crate::page::PageId;
 use crate::slots::{List, NONE, Stage};
@@ -80,7 +80,8 @@ impl Engine {
 
     /// Starts reading the node at `address`.
     pub(crate) fn load_node(&mut self, key: Key, address: u64, reserve: usize) -> Found {
-        let Some(page) = self.pages.take() else { return Found::NoRoom };
+        let pages_kept = self.page_reserve + if reserve > 0 { SYSTEM_READS } else { 0 };
+        let Some(page) = self.pages.take_above(pages_kept) else { return Found::NoRoom };
         let Some(slot) = self.cache.insert(key, State::Loading, reserve) else {
             self.pages.give(page);
             return Found::NoRoom;

@@ -15,7 +15,8 @@ use crate::base_io::BaseOp;
 use crate::control::Reply;
 use crate::engine::{Class, Engine, EngineState, tag};
 use crate::limits::{
-    CHECKPOINT_INTERVAL_NS, CHECKPOINT_NODES_TURN, CHUNK_BLOCKS, CHUNKS, WRITE_RETRIES,
+    CHECKPOINT_INTERVAL_NS, CHECKPOINT_NODES_TURN, CHUNK_BLOCKS, CHUNKS, SYSTEM_WRITES,
+    WRITE_RETRIES,
 };
 use crate::map::node_cache::Key;
 use crate::page::{PageId, Pages};
@@ -227,7 +228,7 @@ impl Checkpoint {
             chunks: (0..CHUNKS).map(|_| chunk()).collect(),
             filling: None,
             run: (0, 0),
-            writes: (0..16).map(|_| None).collect(),
+            writes: (0..SYSTEM_WRITES).map(|_| None).collect(),
             outstanding: 0,
             replies: Vec::new(),
             gone: Vec::new(),
@@ -315,11 +316,15 @@ impl Engine {
     }
 
     pub(crate) fn checkpoint_wants_turn(&self) -> bool {
-        if self.state != EngineState::Ready || self.failed.is_some() {
+        if self.state == EngineState::Failed || self.failed.is_some() {
             return false;
         }
         match self.checkpoint.phase {
-            Phase::Idle => self.checkpoint_is_due() && self.readers[1 - self.lane] == 0,
+            Phase::Idle => {
+                self.state == EngineState::Ready
+                    && self.checkpoint_is_due()
+                    && self.readers[1 - self.lane] == 0
+            }
             _ => !self.checkpoint.waiting,
         }
     }

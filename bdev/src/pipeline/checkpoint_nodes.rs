@@ -107,10 +107,8 @@ impl Engine {
         let key = Key::new(version.disk, level, index);
         let slot = match self.cache.find(key) {
             Some(slot) if self.cache.meta[slot as usize].state == State::Loading => return false,
-            Some(slot) => {
-                self.cache.pin(slot);
-                slot
-            }
+            Some(slot) if self.cache.pin(slot, 0) => slot,
+            Some(_) => return false,
             None => {
                 let address = self.parent_link(version.disk, level, index) & node::ADDRESS;
                 if address == 0 {
@@ -180,9 +178,9 @@ impl Engine {
     fn write_leaf(&mut self) -> bool {
         let slot = self.checkpoint.entries[self.checkpoint.at].slot;
         let frozen = self.cache.meta[slot as usize].state == State::Frozen;
-        if !frozen {
-            self.cache.pin(slot);
-        }
+        // Dirty, hence never idle: always pinned.
+        let pinned = frozen || self.cache.pin(slot, 0);
+        assert!(pinned);
         if !self.write_node(slot, 0) {
             if !frozen {
                 self.cache.unpin(slot);

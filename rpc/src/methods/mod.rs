@@ -1,0 +1,20 @@
+//! The methods: their parameters and answers, one file a subject.
+//!
+//! Sizes are bytes and times seconds since 1970 unless a name says otherwise. A parameter that
+//! names a disk takes its UUID, its name or `store/name`; one that names a snapshot its UUID,
+//! `disk@label`, `disk@number`, either with `store/` before it, or a label that only one snapshot
+//! of the store has.
+
+pub mod bdev;
+pub mod framework;
+pub mod lvol;
+pub mod snapshot;
+pub mod store;
+pub mod vhost;
+
+pub use bdev::*;
+pub use framework::*;
+pub use lvol::*;
+pub use snapshot::*;
+pub use store::*;
+pub use vhost::*;
