@@ -613,7 +613,7 @@ impl Engine {
                 blob.len(),
                 disk.name
             );
-            return Err(error(ErrorKind::NoSpace, text));
+            return Err(error(ErrorKind::Invalid, text));
         }
         disk.blob = blob.to_vec();
         disk.dirty = true;

@@ -10,7 +10,7 @@ use crate::status::Status;
 use crate::types::BLOCK_SIZE;
 
 /// Leaves one operation looks at before others get their turn.
-const LEAVES_TURN: u32 = 512;
+const LEAVES_TURN: u32 = 64;
 
 impl Engine {
     pub(crate) fn advance_discard(&mut self, index: u32) {
@@ -63,15 +63,30 @@ impl Engine {
         if !self.lock_leaf(index, false) {
             return false;
         }
-        if self.slots[index].leaf == NONE || !self.anything_mapped(index) {
-            if self.slots[index].leaf != NONE {
-                self.release_leaf(index);
-            }
+        if self.slots[index].leaf == NONE {
+            self.skip_hole(index);
+            return true;
+        }
+        if !self.anything_mapped(index) {
+            self.release_leaf(index);
             let op = &mut self.slots[index];
             op.done += u64::from(op.part_bytes);
             return true;
         }
         self.discard_admit(index)
+    }
+
+    /// Nothing is mapped at the part's leaf: go on behind the whole hole it lies in.
+    fn skip_hole(&mut self, index: u32) {
+        let op = &self.slots[index];
+        let (tree, disk, leaf) = (op.tree, op.disk, op.leaf_index);
+        let end = self.hole_end(tree, leaf);
+        // Leaves that only exist in RAM so far are in no parent.
+        let end = self.checkpoint.first_dirty(disk, leaf + 1, end).unwrap_or(end);
+        let op = &mut self.slots[index];
+        let whole_blocks = op.len - (op.offset + op.len) % BLOCK_SIZE as u64;
+        let to = (end << (12 + LEVEL_BITS)).saturating_sub(op.offset);
+        op.done = to.min(whole_blocks).max(op.done + u64::from(op.part_bytes));
     }
 
     fn anything_mapped(&self, index: u32) -> bool {

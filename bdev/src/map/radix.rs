@@ -4,7 +4,7 @@ use crate::base_io::BaseOp;
 use crate::disk::Root;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS, SYSTEM_READS};
+use crate::limits::{LEVEL_BITS, LEVEL_MAX, LINKS, SYSTEM_READS};
 use crate::map::node_cache::{Key, State};
 use crate::page::PageId;
 use crate::slots::{List, NONE, Stage};
@@ -76,6 +76,24 @@ impl Engine {
         }
         let child = index >> (LEVEL_BITS * u32::from(root.level));
         self.load_node(Key::new(tree, root.level, child), root.address, self.cache_reserve())
+    }
+
+    /// The first leaf behind the hole that leaf `index` lies in, as far as the nearest cached
+    /// ancestor tells.
+    pub(crate) fn hole_end(&self, tree: u32, index: u64) -> u64 {
+        let Some(root) = self.root_of(tree) else { return index + 1 };
+        let past_all = 1 << (LEVEL_BITS * (u32::from(LEVEL_MAX) + 1));
+        if index >> (LEVEL_BITS * u32::from(root.level)) != 0 {
+            return past_all;
+        }
+        for level in 1..=root.level {
+            let key = Key::new(tree, level, index >> (LEVEL_BITS * u32::from(level)));
+            if self.cache.find(key).is_some() {
+                let span = LEVEL_BITS * u32::from(level - 1);
+                return ((index >> span) + 1) << span;
+            }
+        }
+        if root.address == 0 { past_all } else { index + 1 }
     }
 
     /// Starts reading the node at `address`.

@@ -254,6 +254,13 @@ impl Checkpoint {
         self.dirty.len() as u32 - 1
     }
 
+    /// The first leaf of `disk` in `from .. to` that no checkpoint has written yet.
+    pub fn first_dirty(&self, disk: u32, from: u64, to: u64) -> Option<u64> {
+        let waiting = self.entries[self.at.min(self.entries.len())..].iter();
+        let all = waiting.chain(&self.dirty).filter(|e| e.disk == disk).map(|e| e.index);
+        all.filter(|index| (from..to).contains(index)).min()
+    }
+
     /// The frozen content of an entry moved to another slot.
     pub fn retarget(&mut self, running: bool, entry: u32, slot: u32) {
         let list = if running { &mut self.entries } else { &mut self.dirty };

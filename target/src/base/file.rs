@@ -1,0 +1,330 @@
+//! A file or block device that holds a store: found, checked, locked, and read and written by
+//! control threads while no shard is served from it.
+#![allow(unsafe_code)]
+// UNSAFETY: open file description locks exist only behind fcntl(2).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lamina_bdev::{BaseTraits, Error, ErrorKind};
+
+use super::probe::{self, QueueTraits};
+use crate::log;
+
+/// How long a lock is waited for.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+const SECTOR: usize = lamina_bdev::SECTOR_SIZE;
+const PAGE: usize = lamina_bdev::BLOCK_SIZE;
+
+/// An open base file or block device, locked against every other daemon while it lives.
+#[derive(Debug)]
+pub struct BaseFile {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    /// Memory alignment that O_DIRECT wants, bytes; `None`: through the page cache.
+    direct_align: Option<usize>,
+    traits: BaseTraits,
+}
+
+/// What kind of thing a path names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Regular,
+    BlockDevice,
+}
+
+impl BaseFile {
+    /// Opens an existing file or block device and locks it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` (a directory, no permission), `Busy` (locked or mounted), `Io`.
+    pub fn open(path: &Path) -> Result<BaseFile, Error> {
+        let kind = kind_of(path)?;
+        // A daemon that was killed holds the lock until the kernel has finished its last writes,
+        // and that is right: they must not land after our recovery has begun.
+        let end = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            let opened = open_file(path, kind)
+                .and_then(|(file, direct)| lock(&file, path).map(|()| (file, direct)));
+            match opened {
+                Ok((file, direct)) => return BaseFile::finish(file, path, kind, direct),
+                Err(error) if error.kind != ErrorKind::Busy || Instant::now() >= end => {
+                    return Err(error);
+                }
+                Err(_) => std::thread::sleep(LOCK_RETRY),
+            }
+        }
+    }
+
+    /// Makes a new sparse file of `size` bytes, opens and locks it.
+    ///
+    /// # Errors
+    /// `Exists`, `NoSpace`, `NotFound` (its folder), `Invalid`, `Io`.
+    pub fn create(path: &Path, size: u64) -> Result<BaseFile, Error> {
+        let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let new = new.map_err(|e| open_error(path, &e))?;
+        let made = new.set_len(size).map_err(|e| open_error(path, &e));
+        let opened = made.and_then(|()| BaseFile::open(path));
+        if opened.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        opened
+    }
+
+    fn finish(file: File, path: &Path, kind: Kind, direct: bool) -> Result<BaseFile, Error> {
+        let size =
+            (&file).seek(SeekFrom::End(0)).map_err(|e| io_error(path, "finding the size", &e))?;
+        let direct_align = if direct { direct_align(&file) } else { None };
+        if direct_align.is_none() {
+            log::info(format!(
+                "{}: no direct I/O in 512-byte units here; going through the page cache",
+                path.display()
+            ));
+        }
+        let traits = traits(&file, kind, direct_align.is_some());
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        Ok(BaseFile { file, path, size, direct_align, traits })
+    }
+
+    /// Makes the file longer.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Invalid` (a block device), `Io`.
+    pub fn extend(&mut self, size: u64) -> Result<(), Error> {
+        assert!(size >= self.size, "a base file never shrinks");
+        self.file.set_len(size).map_err(|e| open_error(&self.path, &e))?;
+        self.size = size;
+        Ok(())
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the engine must know.
+    pub fn traits(&self) -> BaseTraits {
+        self.traits
+    }
+
+    /// Memory alignment for direct I/O, bytes; `None` if any memory will do.
+    pub fn direct_align(&self) -> Option<usize> {
+        self.direct_align
+    }
+
+    /// For the ring.
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Reads whole sectors, blocking.
+    ///
+    /// # Errors
+    /// `Io`; a short read is one.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), Error> {
+        let mut buffer = AlignedBuffer::new(out.len());
+        self.file
+            .read_exact_at(buffer.bytes(), offset)
+            .map_err(|e| io_error(&self.path, "reading", &e))?;
+        out.copy_from_slice(buffer.bytes());
+        Ok(())
+    }
+
+    /// Writes whole sectors, blocking.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let mut buffer = AlignedBuffer::new(bytes.len());
+        buffer.bytes().copy_from_slice(bytes);
+        self.file
+            .write_all_at(buffer.bytes(), offset)
+            .map_err(|e| io_error(&self.path, "writing", &e))
+    }
+
+    /// Makes everything written so far durable, the file's own name too.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sync(&self) -> Result<(), Error> {
+        let failed = |e: io::Error| io_error(&self.path, "flushing", &e);
+        self.file.sync_all().map_err(failed)?;
+        if let Some(folder) = self.path.parent()
+            && !self.path.starts_with("/dev")
+        {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Heap memory aligned as O_DIRECT wants it.
+struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    fn new(len: usize) -> AlignedBuffer {
+        let memory = vec![0; len + 2 * PAGE];
+        let start = memory.as_ptr().align_offset(PAGE);
+        AlignedBuffer { memory, start, len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+
+    /// `len` bytes that begin `shift` bytes off the alignment.
+    fn shifted(&mut self, shift: usize, len: usize) -> &mut [u8] {
+        assert!(shift + len <= self.len + PAGE);
+        &mut self.memory[self.start + shift..self.start + shift + len]
+    }
+}
+
+fn kind_of(path: &Path) -> Result<Kind, Error> {
+    let meta = std::fs::metadata(path).map_err(|e| open_error(path, &e))?;
+    let kind = meta.file_type();
+    if kind.is_file() {
+        Ok(Kind::Regular)
+    } else if kind.is_block_device() {
+        Ok(Kind::BlockDevice)
+    } else {
+        let what = if kind.is_dir() { "a directory" } else { "neither a file nor a block device" };
+        Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{} is {what}: give a file, a block device or ram:SIZE", path.display()),
+        ))
+    }
+}
+
+fn open_file(path: &Path, kind: Kind) -> Result<(File, bool), Error> {
+    let exclusive = if kind == Kind::BlockDevice { libc::O_EXCL } else { 0 };
+    let open = |flags: i32| {
+        OpenOptions::new().read(true).write(true).custom_flags(flags | exclusive).open(path)
+    };
+    match open(libc::O_DIRECT) {
+        Ok(file) => Ok((file, true)),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            Ok((open(0).map_err(|e| open_error(path, &e))?, false))
+        }
+        Err(e) => Err(open_error(path, &e)),
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), Error> {
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: a valid descriptor and a fully initialised lock description that outlives the call.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
+    if rc == 0 {
+        return Ok(());
+    }
+    let e = io::Error::last_os_error();
+    Err(match e.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Error::new(
+            ErrorKind::Busy,
+            format!(
+                "{} is in use: another laminad (or another program) holds its lock; stop that one first",
+                path.display()
+            ),
+        ),
+        _ => io_error(path, "locking", &e),
+    })
+}
+
+/// Memory alignment with which direct reads of one sector work, found by trying.
+fn direct_align(file: &File) -> Option<usize> {
+    let mut buffer = AlignedBuffer::new(PAGE);
+    for (shift, align) in [(SECTOR, SECTOR), (0, PAGE)] {
+        let read = file.read_at(buffer.shifted(shift, SECTOR), SECTOR as u64);
+        if read.is_ok() {
+            return Some(align);
+        }
+    }
+    // The descriptor has O_DIRECT set and it does not work: turn it off.
+    // SAFETY: flags of a descriptor of ours; no memory is involved.
+    unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT);
+    }
+    None
+}
+
+fn traits(file: &File, kind: Kind, direct: bool) -> BaseTraits {
+    let queue = match file.metadata() {
+        Ok(meta) if kind == Kind::BlockDevice => probe::queue_traits(meta.rdev()),
+        // A file system block smaller than 4 KiB may put the halves of ours far apart.
+        Ok(meta) if meta.blksize() >= PAGE as u64 => probe::queue_traits(meta.dev()),
+        Ok(_) | Err(_) => QueueTraits::UNKNOWN,
+    };
+    BaseTraits {
+        // A file's blocks need its file system's metadata, which only a flush makes durable.
+        volatile_cache: kind == Kind::Regular || !direct || queue.volatile_cache,
+        atomic_4k: direct && queue.atomic_4k,
+        // The kernel may serve a read and a write of the same sectors at once.
+        atomic_rw: false,
+    }
+}
+
+fn open_error(path: &Path, e: &io::Error) -> Error {
+    let path = path.display();
+    match e.raw_os_error() {
+        Some(libc::ENOENT) => Error::new(
+            ErrorKind::NotFound,
+            format!("{path} does not exist: check the path, or create the store first"),
+        ),
+        Some(libc::EACCES | libc::EPERM) => Error::new(
+            ErrorKind::Invalid,
+            format!("{path}: permission denied: run laminad as a user that may read and write it"),
+        ),
+        Some(libc::EROFS) => Error::new(
+            ErrorKind::Invalid,
+            format!("{path} is on a read-only file system: a store must be writable"),
+        ),
+        Some(libc::EBUSY) => Error::new(
+            ErrorKind::Busy,
+            format!("{path} is in use (mounted, or part of another device): free it first"),
+        ),
+        Some(libc::EEXIST) => Error::new(ErrorKind::Exists, format!("{path} exists already")),
+        Some(libc::ENAMETOOLONG | libc::ENOTDIR | libc::ELOOP) => {
+            Error::new(ErrorKind::Invalid, format!("{path} is not a usable path: {e}"))
+        }
+        Some(libc::EFBIG | libc::EINVAL) => Error::new(
+            ErrorKind::Invalid,
+            format!("{path}: the file system does not allow this size: {e}"),
+        ),
+        _ => io_error_text(&path.to_string(), "opening", e),
+    }
+}
+
+fn io_error(path: &Path, doing: &str, e: &io::Error) -> Error {
+    io_error_text(&path.display().to_string(), doing, e)
+}
+
+fn io_error_text(path: &str, doing: &str, e: &io::Error) -> Error {
+    match e.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => Error::new(
+            ErrorKind::NoSpace,
+            format!("{path}: no space left while {doing}: free some on its file system"),
+        ),
+        _ => Error::new(ErrorKind::Io, format!("{path}: {doing} failed: {e}")),
+    }
+}

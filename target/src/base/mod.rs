@@ -1,0 +1,185 @@
+//! Base devices: where the engine's blocks really are.
+//!
+//! ```text
+//!  engine.next_io() ─► Base::submit ─┬─ RAM: copied at once, answered at once
+//!                                    └─ uring: queued ─► Base::enter (one call a turn)
+//!  engine.complete() ◄─ Base::poll ◄──────────────────── completion ring
+//! ```
+//!
+//! Contract. The host gives operations whose range lies inside the shard's region and whose
+//! memory stays valid until the operation has been answered; it asks [`Base::has_room`] first.
+//! A base answers each operation exactly once, with `Ok` only if every byte was transferred: a
+//! short transfer is an error. A flush covers every write answered before it was submitted.
+
+pub mod file;
+pub mod probe;
+pub mod ram;
+pub mod uring;
+
+use std::os::fd::RawFd;
+
+use lamina_bdev::{BaseError, BaseIo, BaseOp, BaseTraits, Seg, Tag};
+
+pub use file::BaseFile;
+pub use ram::{RamBase, RamDevice};
+pub use uring::UringBase;
+
+/// One operation on a base: what [`BaseIo`] says without its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Operation {
+    /// To be given back.
+    pub tag: Tag,
+    /// What to do.
+    pub op: BaseOp,
+    /// Byte offset inside the region.
+    pub offset: u64,
+    /// Bytes; 0 for a flush.
+    pub len: u32,
+}
+
+impl From<&BaseIo> for Operation {
+    fn from(io: &BaseIo) -> Operation {
+        Operation { tag: io.tag, op: io.op, offset: io.offset, len: io.len }
+    }
+}
+
+/// How an operation ended.
+pub type BaseResult = Result<(), BaseError>;
+
+/// What became of an operation given to [`Base::submit`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Submitted {
+    /// Over already; [`Base::poll`] will not mention it.
+    Done(BaseResult),
+    /// Started or queued; [`Base::poll`] answers it later.
+    Queued,
+}
+
+/// The part of a device that one shard sees: its region, beginning at offset 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl Region {
+    /// Offset on the device of an operation inside this region.
+    ///
+    /// Panics if the operation leaves the region: the engine never asks for that.
+    fn device_offset(&self, io: &Operation) -> u64 {
+        let end = io.offset.checked_add(u64::from(io.len)).expect("base range overflows");
+        assert!(end <= self.len, "base range {}+{} leaves the region", io.offset, io.len);
+        self.offset + io.offset
+    }
+}
+
+/// One shard's base device. A closed set: a call, not a virtual call, on the data path.
+pub enum Base {
+    /// Memory of this process.
+    Ram(RamBase),
+    /// A file or block device through `io_uring`.
+    Uring(Box<UringBase>),
+}
+
+impl Base {
+    /// To be called once on the thread that will drive this base, before anything else.
+    ///
+    /// # Errors
+    /// What the kernel says if the ring cannot be enabled.
+    pub fn adopt(&mut self) -> std::io::Result<()> {
+        match self {
+            Base::Ram(_) => Ok(()),
+            Base::Uring(base) => base.adopt(),
+        }
+    }
+
+    /// What the engine must know.
+    pub fn traits(&self) -> BaseTraits {
+        match self {
+            Base::Ram(base) => base.traits(),
+            Base::Uring(base) => base.traits(),
+        }
+    }
+
+    /// Bytes in the region.
+    pub fn size(&self) -> u64 {
+        match self {
+            Base::Ram(base) => base.size(),
+            Base::Uring(base) => base.size(),
+        }
+    }
+
+    /// True if one more operation may be submitted.
+    pub fn has_room(&self) -> bool {
+        match self {
+            Base::Ram(_) => true,
+            Base::Uring(base) => base.has_room(),
+        }
+    }
+
+    /// Takes one operation; `segs` is its memory (not looked at for a flush).
+    pub fn submit(&mut self, io: &Operation, segs: &[Seg]) -> Submitted {
+        match self {
+            Base::Ram(base) => Submitted::Done(base.run(io, segs)),
+            Base::Uring(base) => {
+                base.submit(io, segs);
+                Submitted::Queued
+            }
+        }
+    }
+
+    /// Gives what was queued to the kernel and collects what is done: at most one system call,
+    /// none if there is nothing to do. True if it did anything.
+    pub fn enter(&mut self) -> bool {
+        match self {
+            Base::Ram(_) => false,
+            Base::Uring(base) => base.enter(),
+        }
+    }
+
+    /// The next operation that is done.
+    pub fn poll(&mut self) -> Option<(Tag, BaseResult)> {
+        match self {
+            Base::Ram(_) => None,
+            Base::Uring(base) => base.poll(),
+        }
+    }
+
+    /// Operations submitted and not yet answered.
+    pub fn in_flight(&self) -> usize {
+        match self {
+            Base::Ram(_) => 0,
+            Base::Uring(base) => base.in_flight(),
+        }
+    }
+
+    /// The eventfd that is signalled by completions between [`Base::prepare_sleep`] and
+    /// [`Base::woken`].
+    pub fn wake_fd(&self) -> Option<RawFd> {
+        match self {
+            Base::Ram(_) => None,
+            Base::Uring(base) => Some(base.wake_fd()),
+        }
+    }
+
+    /// Turns completion signals on. False if something is done already: do not sleep.
+    pub fn prepare_sleep(&mut self) -> bool {
+        match self {
+            Base::Ram(_) => true,
+            Base::Uring(base) => base.prepare_sleep(),
+        }
+    }
+
+    /// Turns completion signals off again.
+    pub fn woken(&mut self) {
+        match self {
+            Base::Ram(_) => {}
+            Base::Uring(base) => base.woken(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! RAM as a base device: served on the reactor itself, gone when the daemon is.
+#![allow(unsafe_code)]
+// UNSAFETY: the other side of each copy is guest memory or engine pages, known by address only.
+
+use std::sync::Arc;
+
+use lamina_bdev::{BaseOp, BaseTraits, Error, ErrorKind, Seg};
+
+use super::{BaseResult, Operation, Region};
+use crate::mem::hugepage::{Mapping, Pages};
+
+/// A piece of memory that shards share, each keeping to its region.
+pub struct RamDevice {
+    memory: Mapping,
+    size: u64,
+}
+
+impl RamDevice {
+    /// Takes `size` bytes of memory and touches them all, so that no reactor has to.
+    ///
+    /// # Errors
+    /// `NoSpace` with a sentence if there is not that much memory.
+    pub fn new(size: u64) -> Result<RamDevice, Error> {
+        let full = |why: String| {
+            Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "{size} bytes of RAM for a store are not there ({why}): use a smaller size or a file"
+                ),
+            )
+        };
+        if let Some(available) = available_bytes()
+            && size > available
+        {
+            return Err(full(format!("{available} bytes are available")));
+        }
+        let len = usize::try_from(size).map_err(|e| full(e.to_string()))?;
+        let memory = Mapping::new(len).map_err(|e| full(e.to_string()))?;
+        memory.populate().map_err(|e| full(e.to_string()))?;
+        Ok(RamDevice { memory, size })
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What kind of memory it is, for the log.
+    pub fn pages(&self) -> Pages {
+        self.memory.pages()
+    }
+
+    /// Reads on a control thread, before any shard is served from this memory.
+    ///
+    /// Panics if the range is outside.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) {
+        let from = self.address(offset, out.len());
+        // SAFETY: `address` checked the range; `out` is ours alone and cannot overlap the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) }
+    }
+
+    /// Writes on a control thread, before any shard is served from this memory.
+    ///
+    /// Panics if the range is outside.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) {
+        let to = self.address(offset, bytes.len());
+        // SAFETY: as in `read_at`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    fn address(&self, offset: u64, len: usize) -> *mut u8 {
+        let end = offset.checked_add(len as u64).expect("RAM range overflows");
+        assert!(end <= self.size, "RAM range {offset}+{len} leaves {} bytes", self.size);
+        // SAFETY: inside the mapping, as just asserted.
+        unsafe { self.memory.as_ptr().add(offset as usize) }
+    }
+}
+
+/// One shard's view of a [`RamDevice`].
+pub struct RamBase {
+    device: Arc<RamDevice>,
+    region: Region,
+}
+
+impl RamBase {
+    /// Panics if the region is not inside the device.
+    pub fn new(device: Arc<RamDevice>, region: Region) -> RamBase {
+        assert!(region.offset.checked_add(region.len).is_some_and(|end| end <= device.size()));
+        RamBase { device, region }
+    }
+
+    /// Nothing is volatile here that a restart would keep; copies happen on one thread.
+    pub fn traits(&self) -> BaseTraits {
+        BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true }
+    }
+
+    /// Bytes in the region.
+    pub fn size(&self) -> u64 {
+        self.region.len
+    }
+
+    /// Does one operation.
+    ///
+    /// Panics if it leaves the region or `segs` do not add up to its length.
+    pub fn run(&mut self, io: &Operation, segs: &[Seg]) -> BaseResult {
+        let mut offset = self.region.device_offset(io);
+        if io.op == BaseOp::Flush {
+            return Ok(());
+        }
+        let total: usize = segs.iter().map(|seg| seg.len).sum();
+        assert_eq!(total, io.len as usize, "segments do not add up");
+        for seg in segs {
+            let ours = self.device.address(offset, seg.len);
+            let theirs = std::ptr::with_exposed_provenance_mut::<u8>(seg.addr);
+            // SAFETY: `ours` was bounds-checked; the host promises that `theirs` stays mapped
+            // until the answer. A guest may hand us memory it changes meanwhile (it then gets
+            // either content), but never the device's own memory, which no guest can map.
+            unsafe {
+                match io.op {
+                    BaseOp::Read => std::ptr::copy_nonoverlapping(ours, theirs, seg.len),
+                    BaseOp::Write => std::ptr::copy_nonoverlapping(theirs, ours, seg.len),
+                    BaseOp::Flush => unreachable!("answered above"),
+                }
+            }
+            offset += seg.len as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel believes can still be used without swapping, bytes.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    let huge = field("HugePages_Free:")? * field("Hugepagesize:")?;
+    Some((field("MemAvailable:")? + huge) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lamina_bdev::{BaseOp, Tag};
+
+    fn io(op: BaseOp, offset: u64, segs: &[Seg]) -> Operation {
+        let len = segs.iter().map(|seg| seg.len as u32).sum();
+        Operation { tag: Tag(1), op, offset, len }
+    }
+
+    fn seg(bytes: &mut [u8]) -> Seg {
+        Seg { addr: bytes.as_mut_ptr().expose_provenance(), len: bytes.len() }
+    }
+
+    #[test]
+    fn regions_are_apart_and_segments_are_gathered() {
+        let device = Arc::new(RamDevice::new(1 << 20).unwrap());
+        let mut bases: Vec<_> = (0..2)
+            .map(|i| RamBase::new(device.clone(), Region { offset: i << 19, len: 1 << 19 }))
+            .collect();
+        let (mut a, mut b) = ([1u8; 512], [2u8; 1024]);
+        let segs = [seg(&mut a), seg(&mut b)];
+        assert_eq!(bases[1].run(&io(BaseOp::Write, 4096, &segs), &segs), Ok(()));
+        let mut out = [9u8; 1536];
+        let segs = [seg(&mut out)];
+        assert_eq!(bases[0].run(&io(BaseOp::Read, 4096, &segs), &segs), Ok(()));
+        assert_eq!(out, [0; 1536]);
+        assert_eq!(bases[1].run(&io(BaseOp::Read, 4096, &segs), &segs), Ok(()));
+        assert_eq!(out[..512], [1; 512]);
+        assert_eq!(out[512..], [2; 1024]);
+        assert_eq!(bases[1].run(&io(BaseOp::Flush, 0, &[]), &[]), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves the region")]
+    fn a_range_outside_the_region_is_a_bug() {
+        let device = Arc::new(RamDevice::new(1 << 20).unwrap());
+        let mut base = RamBase::new(device, Region { offset: 0, len: 4096 });
+        let mut out = [0u8; 512];
+        let segs = [seg(&mut out)];
+        let _ = base.run(&io(BaseOp::Read, 4096, &segs), &segs);
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_in_a_sentence() {
+        let error = RamDevice::new(1 << 60).err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NoSpace);
+        assert!(error.message.contains("use a smaller size"), "{error}");
+    }
+}

@@ -1,0 +1,214 @@
+//! What a store lies on, as control threads see it: found by its path, read, written, and turned
+//! into one base for each shard.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lamina_bdev::{Error, ErrorKind};
+
+use crate::base::{Base, BaseFile, RamBase, RamDevice, Region, UringBase};
+use crate::config::parse_size;
+use crate::log;
+
+/// The part of a device that is looked at before it is overwritten, bytes.
+const HEAD_BYTES: usize = 64 << 10;
+const BLOCK: u64 = lamina_bdev::BLOCK_SIZE as u64;
+
+/// A device that can hold a store.
+#[derive(Clone)]
+pub enum Device {
+    /// Memory of the daemon; gone with it.
+    Ram(Arc<RamDevice>),
+    /// A file or block device.
+    File(Arc<BaseFile>),
+}
+
+impl Device {
+    /// Opens (and locks) what a store is said to be on.
+    ///
+    /// # Errors
+    /// See [`BaseFile::open`]; `Invalid` for RAM, which has nothing to open.
+    pub fn open(path: &str) -> Result<Device, Error> {
+        if path.starts_with("ram:") {
+            let why = format!("{path}: a store in RAM ends with the daemon; create it again");
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+        Ok(Device::File(Arc::new(BaseFile::open(Path::new(path))?)))
+    }
+
+    /// Opens, or makes, what a new store is to be on. True: the file is new.
+    ///
+    /// # Errors
+    /// `Invalid`: sizes that do not fit each other. `Exists`: it holds data, and not `force`.
+    pub fn for_new_store(
+        path: &str,
+        size: Option<u64>,
+        force: bool,
+    ) -> Result<(Device, bool), Error> {
+        let invalid = |text: String| Error::new(ErrorKind::Invalid, text);
+        if let Some(text) = path.strip_prefix("ram:") {
+            let bytes = parse_size(text).map_err(|why| invalid(format!("{path}: {why}")))?;
+            if size.is_some_and(|size| size != bytes) {
+                return Err(invalid(format!("{path} says its size; leave out the other one")));
+            }
+            let ram = RamDevice::new(bytes)?;
+            log::info(format!("{path}: {}", ram.pages().describe()));
+            return Ok((Device::Ram(Arc::new(ram)), false));
+        }
+        if !Path::new(path).is_absolute() {
+            return Err(invalid(format!(
+                "{path:?} is relative, and the daemon may run elsewhere: give an absolute path, or ram:SIZE"
+            )));
+        }
+        if !Path::new(path).exists() {
+            let size = size.ok_or_else(|| {
+                invalid(format!("{path} does not exist: give a size to make a file there"))
+            })?;
+            let file = BaseFile::create(Path::new(path), size / BLOCK * BLOCK)?;
+            return Ok((Device::File(Arc::new(file)), true));
+        }
+        let mut file = BaseFile::open(Path::new(path))?;
+        if !force {
+            refuse_if_used(&file)?;
+        }
+        match size {
+            Some(size) if size > file.size() => file.extend(size / BLOCK * BLOCK)?,
+            Some(size) if size < file.size() => {
+                return Err(invalid(format!(
+                    "{path} has {} bytes already, not {size}: leave the size out",
+                    file.size()
+                )));
+            }
+            Some(_) | None => {}
+        }
+        Ok((Device::File(Arc::new(file)), false))
+    }
+
+    /// Bytes, whole blocks.
+    pub fn size(&self) -> u64 {
+        let size = match self {
+            Device::Ram(ram) => ram.size(),
+            Device::File(file) => file.size(),
+        };
+        size / BLOCK * BLOCK
+    }
+
+    /// The path to open it by next time; `None` if there will be no next time.
+    pub fn lasting_path(&self) -> Option<String> {
+        match self {
+            Device::Ram(_) => None,
+            Device::File(file) => file.path().to_str().map(str::to_string),
+        }
+    }
+
+    /// Reads whole sectors, blocking.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), Error> {
+        match self {
+            Device::Ram(ram) => {
+                ram.read_at(out, offset);
+                Ok(())
+            }
+            Device::File(file) => file.read_at(out, offset),
+        }
+    }
+
+    /// Writes whole sectors, blocking.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        match self {
+            Device::Ram(ram) => {
+                ram.write_at(bytes, offset);
+                Ok(())
+            }
+            Device::File(file) => file.write_at(bytes, offset),
+        }
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sync(&self) -> Result<(), Error> {
+        match self {
+            Device::Ram(_) => Ok(()),
+            Device::File(file) => file.sync(),
+        }
+    }
+
+    /// The base of one shard.
+    ///
+    /// # Errors
+    /// `Io`: no ring.
+    pub fn base(&self, region: Region) -> Result<Base, Error> {
+        Ok(match self {
+            Device::Ram(ram) => Base::Ram(RamBase::new(ram.clone(), region)),
+            Device::File(file) => Base::Uring(Box::new(UringBase::new(file.clone(), region)?)),
+        })
+    }
+}
+
+fn refuse_if_used(file: &BaseFile) -> Result<(), Error> {
+    let head = (HEAD_BYTES as u64).min(file.size() / BLOCK * BLOCK) as usize;
+    let mut bytes = vec![0; head];
+    file.read_at(&mut bytes, 0)?;
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    let path = file.path().display();
+    let label = bytes.get(..lamina_bdev::LABEL_BYTES);
+    let what = match label.map(|first| lamina_bdev::read_label(first, file.size())) {
+        Some(Ok(label)) => format!("{path} holds the store {} already", label.name),
+        Some(Err(_)) | None => format!("{path} holds other data already"),
+    };
+    let why = format!("{what}: say force to overwrite it, or give another path");
+    Err(Error::new(ErrorKind::Exists, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn bad_places_for_a_store_are_refused_and_left_alone() {
+        let dir = TempDir::new("device");
+        let file = dir.path().join("data");
+        let path = file.to_str().unwrap();
+        std::fs::write(&file, vec![7u8; 8192]).unwrap();
+        for (path, size, kind, words) in [
+            (path, None, ErrorKind::Exists, "holds other data"),
+            ("relative", Some(1 << 30), ErrorKind::Invalid, "absolute path"),
+            ("ram:x", None, ErrorKind::Invalid, "not a size"),
+            ("ram:1M", Some(5), ErrorKind::Invalid, "says its size"),
+            ("/nonexistent-file", None, ErrorKind::Invalid, "give a size"),
+            ("/nonexistent/file", Some(4096), ErrorKind::NotFound, "does not exist"),
+        ] {
+            let error = Device::for_new_store(path, size, false).err().unwrap();
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.message.contains(words), "{error}");
+        }
+        assert!(std::fs::read(&file).unwrap() == vec![7u8; 8192]);
+        let error = Device::for_new_store(path, Some(4096), true).err().unwrap();
+        assert!(error.message.contains("leave the size out"), "{error}");
+        let (device, new) = Device::for_new_store(path, Some(1 << 20), true).unwrap();
+        assert_eq!((device.size(), new), (1 << 20, false));
+    }
+
+    #[test]
+    fn a_new_file_and_ram_have_the_size_asked_for() {
+        let dir = TempDir::new("device-new");
+        let path = dir.path().join("new");
+        let path = path.to_str().unwrap();
+        let (device, new) = Device::for_new_store(path, Some((1 << 20) + 5), false).unwrap();
+        assert_eq!((device.size(), new), (1 << 20, true));
+        assert_eq!(device.lasting_path().as_deref(), Some(path));
+        let (ram, _) = Device::for_new_store("ram:1M", None, false).unwrap();
+        assert_eq!((ram.size(), ram.lasting_path()), (1 << 20, None));
+        assert_eq!(Device::open("ram:1M").err().unwrap().kind, ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,230 @@
+//! The control side: everything that may block, on threads of its own.
+//!
+//! ```text
+//!  JSON-RPC connection threads ─► methods ─┬─ stores     open, create, close
+//!                                          ├─ disks      create, clone, resize, delete
+//!                                          ├─ snapshots  take, label, delete
+//!                                          ├─ exports    attach, detach, restore
+//!                                          └─ views      what is there
+//!                                                 │ post, wait (bounded)
+//!                                                 ▼
+//!                                             reactors
+//! ```
+//!
+//! One change at a time: whatever changes something holds [`Control::change`]. Looking needs no
+//! lock but the short one around the list of stores.
+
+mod blob;
+mod device;
+mod disks;
+mod exports;
+mod methods;
+mod names;
+mod random;
+mod snapshots;
+mod sockets;
+mod state;
+mod stores;
+mod views;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lamina_bdev::{Error, ErrorKind};
+
+use crate::config::Config;
+use crate::log;
+use crate::reactor::handle::{Message, ReactorHandle};
+use crate::reactor::shard::ShardKey;
+use exports::Export;
+use state::{KnownStore, StateDir};
+use stores::{FailedStore, Store};
+
+pub use stores::CreateStore;
+
+/// The daemon, without its RPC server.
+pub struct Control {
+    engine: lamina_bdev::Config,
+    export_dir: PathBuf,
+    state: StateDir,
+    reactors: Vec<Arc<ReactorHandle>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stores: RwLock<Stores>,
+    exports: Mutex<Vec<Arc<Export>>>,
+    changing: Mutex<()>,
+    stopping: AtomicBool,
+    next_shard: AtomicU32,
+    stop: SyncSender<String>,
+}
+
+#[derive(Default)]
+struct Stores {
+    open: Vec<Arc<Store>>,
+    failed: Vec<FailedStore>,
+}
+
+impl Control {
+    /// Takes the state folder and starts the reactors. `stop` is told why when a client asks for
+    /// the end.
+    ///
+    /// # Errors
+    /// `Busy`, `Invalid`, `Io`: the daemon cannot run like this.
+    pub fn start(config: &Config, stop: SyncSender<String>) -> Result<Arc<Control>, Error> {
+        let engine = config.engine()?;
+        let settings = config.reactors()?;
+        let state = StateDir::open(&config.state_dir)?;
+        let export_dir = std::path::absolute(&config.export_dir).map_err(|e| {
+            Error::new(ErrorKind::Invalid, format!("{}: {e}", config.export_dir.display()))
+        })?;
+        let (mut reactors, mut threads) = (Vec::new(), Vec::new());
+        for (index, settings) in settings.into_iter().enumerate() {
+            let (reactor, thread) = crate::reactor::start(index, settings)?;
+            reactors.push(reactor);
+            threads.push(thread);
+        }
+        Ok(Arc::new(Control {
+            engine,
+            export_dir,
+            state,
+            reactors,
+            threads: Mutex::new(threads),
+            stores: RwLock::default(),
+            exports: Mutex::default(),
+            changing: Mutex::new(()),
+            stopping: AtomicBool::new(false),
+            next_shard: AtomicU32::new(0),
+            stop,
+        }))
+    }
+
+    /// Opens the stores that were open before, and those given; one that cannot be opened is
+    /// logged and listed as failed.
+    ///
+    /// # Errors
+    /// The state file is damaged: going on would forget stores.
+    pub fn open_known(&self, given: &[String]) -> Result<(), Error> {
+        let _change = self.change()?;
+        let mut known = self.state.load()?;
+        for path in given {
+            let path = absolute(path);
+            if !known.iter().any(|store| store.path == path) {
+                known.push(KnownStore { path, name: String::new(), uuid: String::new() });
+            }
+        }
+        for store in known {
+            if let Err(error) = self.open_store(&store.path) {
+                log::error(format!("the store on {} is not open: {error}", store.path));
+                self.stores_mut().failed.push(FailedStore { known: store });
+            }
+        }
+        self.remember()
+    }
+
+    /// The end in good order: exports stop, what is in flight finishes, every store gets a
+    /// consistency point. True if all of that went well.
+    pub fn shut_down(&self) -> bool {
+        let _change = self.lock_change();
+        self.stopping.store(true, Ordering::Release);
+        let mut good = true;
+        let mut check = |what: &str, result: Result<(), Error>| {
+            if let Err(error) = result {
+                log::error(format!("while stopping, {what}: {error}"));
+                good = false;
+            }
+        };
+        for export in std::mem::take(&mut *self.exports()) {
+            check(&export.record.ctrlr, export.take_down());
+        }
+        for store in std::mem::take(&mut self.stores_mut().open) {
+            check(store.name.as_str(), self.close_shards(&store));
+        }
+        for reactor in &self.reactors {
+            check("a reactor", reactor.post(Message::Stop));
+        }
+        let threads = std::mem::take(&mut *unpoisoned(self.threads.lock()));
+        if good {
+            for thread in threads {
+                good &= thread.join().is_ok();
+            }
+        }
+        good
+    }
+
+    /// Asks the main thread to end the daemon.
+    fn ask_to_stop(&self, why: String) {
+        // A full channel means that it has been asked already.
+        let _ = self.stop.try_send(why);
+    }
+
+    /// The right to change something, until dropped.
+    ///
+    /// # Errors
+    /// `Busy` when the daemon is stopping.
+    fn change(&self) -> Result<MutexGuard<'_, ()>, Error> {
+        let guard = self.lock_change();
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Busy, "laminad is stopping"));
+        }
+        Ok(guard)
+    }
+
+    fn lock_change(&self) -> MutexGuard<'_, ()> {
+        unpoisoned(self.changing.lock())
+    }
+
+    fn stores_mut(&self) -> std::sync::RwLockWriteGuard<'_, Stores> {
+        unpoisoned(self.stores.write())
+    }
+
+    /// The open stores now.
+    fn open_stores(&self) -> Vec<Arc<Store>> {
+        unpoisoned(self.stores.read()).open.clone()
+    }
+
+    /// The exports now; hold it shortly.
+    fn exports(&self) -> MutexGuard<'_, Vec<Arc<Export>>> {
+        unpoisoned(self.exports.lock())
+    }
+
+    fn next_key(&self) -> ShardKey {
+        ShardKey(self.next_shard.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Writes down which stores are open (or were meant to be).
+    fn remember(&self) -> Result<(), Error> {
+        let stores = unpoisoned(self.stores.read());
+        let open = stores.open.iter().filter_map(|store| store.known());
+        let failed = stores.failed.iter().map(|store| store.known.clone());
+        let known: Vec<KnownStore> = open.chain(failed).collect();
+        drop(stores);
+        self.state.save(&known)
+    }
+}
+
+/// What a poisoned lock protects here is whole between any two statements; the panic itself has
+/// been reported where it happened.
+fn unpoisoned<G>(result: Result<G, std::sync::PoisonError<G>>) -> G {
+    result.unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with("ram:") {
+        return path.into();
+    }
+    let canonical = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    canonical.ok().and_then(|path| path.to_str().map(str::to_string)).unwrap_or_else(|| path.into())
+}
+
+/// Seconds since 1970.
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Checks a name that a person gave.
+fn name(text: &str) -> Result<lamina_bdev::Name, Error> {
+    lamina_bdev::Name::new(text).map_err(|why| Error::new(ErrorKind::Invalid, why))
+}

@@ -1,0 +1,42 @@
+//! Snapshots: taken and labelled. (They are deleted where disks are, and cloned there too.)
+
+use lamina_bdev::{Command, Error, ErrorKind, Name, Uuid};
+
+use super::names::Entity;
+use super::{Control, name, now_seconds, random};
+
+impl Control {
+    /// A snapshot of a disk, while its guests go on.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists` (the label), `Invalid`, `NoSpace`.
+    pub(super) fn snapshot(&self, disk: &str, label: Option<&str>) -> Result<Uuid, Error> {
+        let _change = self.change()?;
+        let label = label_of(label.unwrap_or(""))?;
+        let (found, disk) = self.find_disk(disk)?;
+        let uuid = random::new_uuid();
+        let command = Command::Snapshot { disk: disk.id, uuid, label, time: now_seconds() };
+        found.store.shards[found.shard].command(command)?;
+        Ok(uuid)
+    }
+
+    /// Gives a snapshot another label, or none.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `Invalid`.
+    pub(super) fn label_snapshot(&self, snapshot: &str, label: &str) -> Result<(), Error> {
+        let _change = self.change()?;
+        let label = label_of(label)?;
+        let found = self.find(snapshot)?;
+        let Entity::Snapshot(_, snap) = &found.entity else {
+            let why = format!("{} is a disk; only snapshots have labels", found.alias());
+            return Err(Error::new(ErrorKind::Invalid, why));
+        };
+        found.store.shards[found.shard].command(Command::LabelSnapshot(snap.snap, label))?;
+        Ok(())
+    }
+}
+
+fn label_of(text: &str) -> Result<Name, Error> {
+    if text.is_empty() { Ok(Name::EMPTY) } else { name(text) }
+}

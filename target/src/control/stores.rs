@@ -1,0 +1,346 @@
+//! Stores: made, opened, closed.
+//!
+//! ```text
+//!  create: format_plan ─► write ─► sync ─► last write ─► sync ─┐
+//!  open:   lock ─► label ─► an engine a shard ─► reactors ─► ready ─► exports as kept with disks
+//!  close:  consistency point ─► off the reactors ─► lock gone
+//! ```
+
+use std::sync::Arc;
+
+use lamina_bdev::{
+    Command, Engine, Error, ErrorKind, FormatParams, LABEL_BYTES, Name, StoreLabel, Uuid,
+};
+
+use super::device::Device;
+use super::state::KnownStore;
+use super::{Control, absolute, name, now_seconds, random};
+use crate::base::Region;
+use crate::log;
+use crate::reactor::handle::ShardHandle;
+use crate::reactor::shard::Shard;
+
+/// An open store.
+pub struct Store {
+    /// Its name.
+    pub name: Name,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its path as given to open it.
+    pub path: String,
+    /// Its shards, each on its reactor.
+    pub shards: Vec<ShardHandle>,
+    lasting: bool,
+}
+
+impl Store {
+    /// What the state file keeps; `None` for RAM.
+    pub fn known(&self) -> Option<KnownStore> {
+        self.lasting.then(|| KnownStore {
+            path: self.path.clone(),
+            name: self.name.to_string(),
+            uuid: self.uuid.to_string(),
+        })
+    }
+
+    /// True if `text` is its name or UUID.
+    pub fn is_called(&self, text: &str) -> bool {
+        self.name.as_str() == text || self.uuid.to_string() == text.to_ascii_lowercase()
+    }
+}
+
+/// A store that could not be opened when the daemon started.
+pub struct FailedStore {
+    /// What the state file says of it.
+    pub known: KnownStore,
+}
+
+/// Parameters of a new store.
+#[derive(Clone, Debug)]
+pub struct CreateStore {
+    /// Its name.
+    pub name: String,
+    /// A file, a block device, or ram:SIZE.
+    pub path: String,
+    /// Bytes, for a new file.
+    pub size: Option<u64>,
+    /// Shards.
+    pub shards: u32,
+    /// Bytes of journal a shard; 0 by size.
+    pub journal_bytes: u64,
+    /// Overwrite what is there.
+    pub force: bool,
+}
+
+impl Control {
+    /// Makes a store and opens it.
+    ///
+    /// # Errors
+    /// `Exists`, `Invalid`, `NoSpace`, `Busy`, `NotFound`, `Io`.
+    pub fn create_store(&self, params: &CreateStore) -> Result<Uuid, Error> {
+        let _change = self.change()?;
+        let name = name(&params.name)?;
+        self.refuse_store_name(name)?;
+        let (device, new) = Device::for_new_store(&params.path, params.size, params.force)?;
+        let made = self.format(&device, name, params).and_then(|uuid| {
+            self.adopt_store(device, &params.path)?;
+            Ok(uuid)
+        });
+        if made.is_err() && new {
+            let _ = std::fs::remove_file(&params.path);
+        }
+        let uuid = made?;
+        let path = absolute(&params.path);
+        self.stores_mut().failed.retain(|failed| failed.known.path != path);
+        self.remember()?;
+        Ok(uuid)
+    }
+
+    fn format(&self, device: &Device, name: Name, params: &CreateStore) -> Result<Uuid, Error> {
+        let uuid = random::new_uuid();
+        let plan = lamina_bdev::format_plan(&FormatParams {
+            uuid,
+            name,
+            device_bytes: device.size(),
+            shards: params.shards,
+            journal_bytes: params.journal_bytes,
+            time: now_seconds(),
+        })?;
+        let (last, first) = plan.split_last().expect("a format plan has writes");
+        for write in first {
+            device.write_at(&write.bytes, write.offset)?;
+        }
+        device.sync()?;
+        device.write_at(&last.bytes, last.offset)?;
+        device.sync()?;
+        Ok(uuid)
+    }
+
+    /// Opens the store on `path`, remembers it, and exports what was exported.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, `Exists` (open already), `Corrupt`, `Version`, `Invalid`, `Io`.
+    pub fn open(&self, path: &str) -> Result<Arc<Store>, Error> {
+        let _change = self.change()?;
+        let path = absolute(path);
+        if let Some(store) = self.open_stores().iter().find(|store| store.path == path) {
+            let why = format!("the store {} on {path} is open already", store.name);
+            return Err(Error::new(ErrorKind::Exists, why));
+        }
+        let store = self.open_store(&path)?;
+        self.stores_mut().failed.retain(|failed| failed.known.path != path);
+        self.remember()?;
+        Ok(store)
+    }
+
+    /// As [`Control::open`], without touching the state file.
+    pub(super) fn open_store(&self, path: &str) -> Result<Arc<Store>, Error> {
+        self.adopt_store(Device::open(path)?, path)
+    }
+
+    /// Puts the shards of the store on `device` on reactors.
+    fn adopt_store(&self, device: Device, path: &str) -> Result<Arc<Store>, Error> {
+        let label = read_label(&device, path)?;
+        self.refuse_store_name(label.name)?;
+        if let Some(open) = self.open_stores().iter().find(|open| open.uuid == label.uuid) {
+            let why = format!(
+                "{path} is a copy of the open store {} on {}: only one of the two can be open",
+                open.name, open.path
+            );
+            return Err(Error::new(ErrorKind::Exists, why));
+        }
+        let lasting = device.lasting_path();
+        let mut store = Store {
+            name: label.name,
+            uuid: label.uuid,
+            path: lasting.clone().unwrap_or_else(|| path.to_string()),
+            shards: Vec::new(),
+            lasting: lasting.is_some(),
+        };
+        for index in 0..label.shards {
+            match self.open_shard(&device, &label, index) {
+                Ok(shard) => store.shards.push(shard),
+                Err(error) => {
+                    self.drop_shards(&store);
+                    return Err(error);
+                }
+            }
+        }
+        log::info(format!("store {} on {} is open", store.name, store.path));
+        let store = Arc::new(store);
+        self.stores_mut().open.push(store.clone());
+        self.restore_exports(&store);
+        Ok(store)
+    }
+
+    fn open_shard(
+        &self,
+        device: &Device,
+        label: &StoreLabel,
+        index: u32,
+    ) -> Result<ShardHandle, Error> {
+        let offset = u64::from(index)
+            .checked_mul(label.region_bytes)
+            .and_then(|offset| offset.checked_add(label.first_region));
+        let end = offset.and_then(|offset| offset.checked_add(label.region_bytes));
+        let (Some(offset), true) = (offset, end.is_some_and(|end| end <= device.size())) else {
+            let why = format!("the store {} says it is larger than its device", label.name);
+            return Err(Error::new(ErrorKind::Corrupt, why));
+        };
+        let base = device.base(Region { offset, len: label.region_bytes })?;
+        let engine = Box::new(Engine::open(self.engine, base.traits(), label, index));
+        let reactor = self
+            .reactors
+            .iter()
+            .min_by_key(|reactor| reactor.shards())
+            .expect("there is a reactor")
+            .clone();
+        let handle = ShardHandle::new(reactor, self.next_key());
+        let what = if label.shards == 1 {
+            format!("store {}", label.name)
+        } else {
+            format!("store {}, shard {index}", label.name)
+        };
+        let opened = handle.open(|key, opened| Shard::new(key, what, engine, base, opened));
+        if opened.is_err() {
+            // It is of no use, but it is there and holds the lock.
+            let _ = handle.close();
+        }
+        opened.map(|()| handle)
+    }
+
+    fn refuse_store_name(&self, name: Name) -> Result<(), Error> {
+        if self.open_stores().iter().any(|store| store.name == name) {
+            let why =
+                format!("a store named {name} is open already: choose another name, or close it");
+            return Err(Error::new(ErrorKind::Exists, why));
+        }
+        Ok(())
+    }
+
+    /// Closes a store after a consistency point, and forgets it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while something of it is exported and not `force`; `Io`.
+    pub fn close_store(&self, text: &str, force: bool) -> Result<(), Error> {
+        let _change = self.change()?;
+        let Some(store) = self.open_stores().into_iter().find(|store| store.is_called(text)) else {
+            return self.forget_failed(text);
+        };
+        let exported = |export: &Arc<super::Export>| Arc::ptr_eq(&export.store, &store);
+        let exports: Vec<_> = self.exports().iter().filter(|e| exported(e)).cloned().collect();
+        if let (Some(first), false) = (exports.first(), force) {
+            let why = format!(
+                "{} of store {} is exported as {}: end its exports first, or say force",
+                first.device_name, store.name, first.record.ctrlr
+            );
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        for export in &exports {
+            export.take_down()?;
+        }
+        self.exports().retain(|export| !exported(export));
+        self.checkpoint_shards(&store)?;
+        self.stores_mut().open.retain(|open| !Arc::ptr_eq(open, &store));
+        self.drop_shards(&store);
+        log::info(format!("store {} is closed", store.name));
+        self.remember()
+    }
+
+    fn forget_failed(&self, text: &str) -> Result<(), Error> {
+        let mut stores = self.stores_mut();
+        let before = stores.failed.len();
+        stores.failed.retain(|failed| {
+            let known = &failed.known;
+            ![&known.name, &known.uuid, &known.path].into_iter().any(|name| name == text)
+        });
+        let found = stores.failed.len() < before;
+        drop(stores);
+        if !found {
+            return Err(no_store(text));
+        }
+        self.remember()
+    }
+
+    /// A consistency point in one store, or in all.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn checkpoint(&self, text: Option<&str>) -> Result<(), Error> {
+        let _change = self.change()?;
+        for store in self.stores_called(text)? {
+            self.checkpoint_shards(&store)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint_shards(&self, store: &Store) -> Result<(), Error> {
+        for shard in &store.shards {
+            shard.command(Command::Checkpoint)?;
+        }
+        Ok(())
+    }
+
+    /// Consistency point, then off the reactors whatever that said.
+    pub(super) fn close_shards(&self, store: &Store) -> Result<(), Error> {
+        let result = self.checkpoint_shards(store);
+        self.drop_shards(store);
+        result
+    }
+
+    fn drop_shards(&self, store: &Store) {
+        for shard in &store.shards {
+            if let Err(error) = shard.close() {
+                log::error(format!("store {} does not let go: {error}", store.name));
+            }
+        }
+    }
+
+    /// The open store of this name or UUID; all of them for `None`.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(super) fn stores_called(&self, text: Option<&str>) -> Result<Vec<Arc<Store>>, Error> {
+        let mut stores = self.open_stores();
+        if let Some(text) = text {
+            stores.retain(|store| store.is_called(text));
+            if stores.is_empty() {
+                return Err(no_store(text));
+            }
+        }
+        Ok(stores)
+    }
+
+    /// The open store of this name or UUID; the only one for `None`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if there are several to choose from.
+    pub(super) fn one_store(&self, text: Option<&str>) -> Result<Arc<Store>, Error> {
+        let mut stores = self.stores_called(text)?;
+        if stores.len() > 1 {
+            let names: Vec<&str> = stores.iter().map(|store| store.name.as_str()).collect();
+            let why = format!("several stores are open, say which: {}", names.join(", "));
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+        stores.pop().ok_or_else(|| {
+            let why = "no store is open: create or open one first (lamina store create)";
+            Error::new(ErrorKind::NotFound, why)
+        })
+    }
+}
+
+fn read_label(device: &Device, path: &str) -> Result<StoreLabel, Error> {
+    if device.size() < LABEL_BYTES as u64 {
+        let why = format!("{path} is not a Lamina store: it has only {} bytes", device.size());
+        return Err(Error::new(ErrorKind::Corrupt, why));
+    }
+    let mut first = vec![0; LABEL_BYTES];
+    device.read_at(&mut first, 0)?;
+    lamina_bdev::read_label(&first, device.size())
+        .map_err(|error| Error::new(error.kind, format!("{path}: {error}")))
+}
+
+fn no_store(text: &str) -> Error {
+    let why = format!("no store {text:?} is open: lamina store list shows those that are");
+    Error::new(ErrorKind::NotFound, why)
+}

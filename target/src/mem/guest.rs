@@ -1,0 +1,478 @@
+//! Guest memory: regions a front-end shares with us, mapped, checked and translated.
+//!
+//! ```text
+//!  descriptor ─► guest address ──find──► region ─► host address ─► Seg (to the engine)
+//!                (an allegation)          │  sorted array, last hit first
+//!                                         └─ Mapping: mmap of the front-end's fd, unmapped when
+//!                                            the last region, map or span that needs it has gone
+//! ```
+//!
+//! An address from the guest is an allegation until it has been checked here. Guest memory is
+//! written by others at any time, so no Rust reference into it ever exists: everything is copied
+//! with volatile or atomic accesses. Mapping is done on control threads only; a reactor
+//! translates and copies, and never drops the last owner of a mapping (the session keeps one).
+#![allow(unsafe_code)]
+// UNSAFETY: mapping foreign memory and volatile access to it have no safe interface. All of it
+// is in this file, so that rings, requests and the in-flight log are written in safe code.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use lamina_bdev::Seg;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::sigbus::Watch;
+
+/// Most regions of one guest.
+pub const REGIONS_MAX: usize = 256;
+
+/// `f_type` of hugetlbfs, whose mappings are whole huge pages.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+const PAGE_SIZE: u64 = 4096;
+
+/// Why a memory table was refused; the text names the region and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryError(pub String);
+
+impl std::fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for MemoryError {}
+
+fn refuse<T>(text: String) -> Result<T, MemoryError> {
+    Err(MemoryError(text))
+}
+
+/// A region as a front-end describes it. All values are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// Guest-physical address.
+    pub guest_addr: u64,
+    /// Length.
+    pub size: u64,
+    /// Address in the front-end's process: ring addresses come in this form.
+    pub user_addr: u64,
+    /// Where the region begins in the file.
+    pub offset: u64,
+}
+
+impl RegionSpec {
+    /// Checks that the region is not empty and wraps nowhere.
+    fn check(&self) -> Result<(), MemoryError> {
+        if self.size == 0 {
+            return refuse(format!("memory region at {:#x} is empty", self.guest_addr));
+        }
+        // Guest-physical addresses, user addresses and file offsets all lie below 2^63 on the
+        // machines we run on, so one bound serves the three.
+        let wraps = [self.guest_addr, self.user_addr, self.offset]
+            .iter()
+            .any(|start| start.checked_add(self.size).is_none_or(|end| end > i64::MAX as u64));
+        if wraps {
+            return refuse(format!(
+                "memory region at {:#x} of {:#x} bytes wraps around the address space",
+                self.guest_addr, self.size
+            ));
+        }
+        Ok(())
+    }
+
+    fn guest_end(&self) -> u64 {
+        self.guest_addr + self.size
+    }
+}
+
+/// Shared memory mapped into this process; unmapped on drop.
+#[derive(Debug)]
+struct Mapping {
+    base: usize,
+    len: usize,
+    /// `None` only while dropping: the watch ends before the mapping does.
+    watch: Option<Watch>,
+}
+
+impl Mapping {
+    /// Maps `size` bytes of `file` from `offset`; returns the mapping and where `offset` is in it.
+    fn new(file: &File, offset: u64, size: u64) -> Result<(Mapping, usize), MemoryError> {
+        let align = check_file(file, offset, size)?;
+        let map_offset = offset / align * align;
+        let len = (offset - map_offset + size).next_multiple_of(align);
+        let Ok(len) = usize::try_from(len) else {
+            return refuse(format!("{len} bytes do not fit this machine's address space"));
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                map_offset,
+            )
+        };
+        let base = match base {
+            Ok(base) => base,
+            Err(error) => return refuse(format!("cannot map {size} bytes of memory: {error}")),
+        };
+        // SAFETY: the range was mapped just above. A guest's memory has no place in our core
+        // dumps; failure of this advice changes nothing.
+        let _ = unsafe { rustix::mm::madvise(base, len, Advice::LinuxDontDump) };
+        let watch = Watch::new(base as usize, len);
+        let mapping = Mapping { base: base as usize, len, watch };
+        if mapping.watch.is_none() {
+            return refuse("too many guest memory regions are mapped by this daemon".to_string());
+        }
+        let start = mapping.base + (offset - map_offset) as usize;
+        Ok((mapping, start))
+    }
+
+    fn damaged(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::hit)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.watch = None;
+        // SAFETY: base and len are what mmap returned; spans and regions hold an Arc of this
+        // mapping, so none of them is left.
+        let result = unsafe { rustix::mm::munmap(self.base as *mut _, self.len) };
+        debug_assert!(result.is_ok());
+    }
+}
+
+/// Checks that all of the range is in the file now (touching beyond its end raises SIGBUS) and
+/// returns the page size its mappings have.
+fn check_file(file: &File, offset: u64, size: u64) -> Result<u64, MemoryError> {
+    let stat = rustix::fs::fstat(file)
+        .map_err(|error| MemoryError(format!("cannot examine the shared memory: {error}")))?;
+    let length = u64::try_from(stat.st_size).unwrap_or(0);
+    if offset.checked_add(size).is_none_or(|end| end > length) {
+        return refuse(format!(
+            "the front-end shares {size} bytes at offset {offset}, but its file has only {length}"
+        ));
+    }
+    let huge = rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as u64 == HUGETLBFS_MAGIC);
+    let block = u64::try_from(stat.st_blksize).unwrap_or(PAGE_SIZE);
+    Ok(if huge && block.is_power_of_two() { block.max(PAGE_SIZE) } else { PAGE_SIZE })
+}
+
+/// One mapped region.
+#[derive(Debug)]
+pub struct Region {
+    spec: RegionSpec,
+    host: usize,
+    mapping: Arc<Mapping>,
+}
+
+impl Region {
+    /// Maps a region from the file a front-end passed. Control threads only: mapping may block.
+    ///
+    /// # Errors
+    /// The region is empty or wraps, the file is shorter than the region, or mapping failed.
+    pub fn map(spec: RegionSpec, file: &File) -> Result<Arc<Region>, MemoryError> {
+        spec.check()?;
+        let (mapping, host) = Mapping::new(file, spec.offset, spec.size)?;
+        Ok(Arc::new(Region { spec, host, mapping: Arc::new(mapping) }))
+    }
+
+    /// What the front-end said of it.
+    pub fn spec(&self) -> RegionSpec {
+        self.spec
+    }
+}
+
+/// All regions of one guest, immutable: a change makes a new one, which shares the regions that
+/// stay.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    /// Sorted by guest address, without overlap.
+    regions: Vec<Arc<Region>>,
+}
+
+impl GuestMemory {
+    /// Puts regions together.
+    ///
+    /// # Errors
+    /// Too many regions, or two of them overlap in guest-physical addresses.
+    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<GuestMemory, MemoryError> {
+        if regions.len() > REGIONS_MAX {
+            return refuse(format!(
+                "{} memory regions, at most {REGIONS_MAX} are allowed",
+                regions.len()
+            ));
+        }
+        regions.sort_by_key(|region| region.spec.guest_addr);
+        for pair in regions.windows(2) {
+            if pair[0].spec.guest_end() > pair[1].spec.guest_addr {
+                return refuse(format!(
+                    "memory regions at {:#x} and {:#x} overlap",
+                    pair[0].spec.guest_addr, pair[1].spec.guest_addr
+                ));
+            }
+        }
+        Ok(GuestMemory { regions })
+    }
+
+    /// This memory and one more region.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::new`].
+    pub fn with(&self, region: Arc<Region>) -> Result<GuestMemory, MemoryError> {
+        let mut regions = self.regions.clone();
+        regions.push(region);
+        GuestMemory::new(regions)
+    }
+
+    /// This memory less one region, found by its three addresses (offsets are not compared, as
+    /// the protocol says).
+    ///
+    /// # Errors
+    /// There is no such region.
+    pub fn without(&self, spec: &RegionSpec) -> Result<GuestMemory, MemoryError> {
+        let same = |region: &Arc<Region>| {
+            let own = region.spec;
+            (own.guest_addr, own.size, own.user_addr)
+                == (spec.guest_addr, spec.size, spec.user_addr)
+        };
+        let Some(position) = self.regions.iter().position(same) else {
+            return refuse(format!(
+                "there is no memory region at {:#x} of {:#x} bytes to remove",
+                spec.guest_addr, spec.size
+            ));
+        };
+        let mut regions = self.regions.clone();
+        regions.remove(position);
+        GuestMemory::new(regions)
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// True if there is no region at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// True if the front-end has shrunk a file under us: contents are lost, stop serving.
+    pub fn damaged(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.damaged())
+    }
+
+    /// The region that holds `addr`; `hint` is the index of the last hit and is kept by the caller,
+    /// because this structure is shared between threads.
+    fn find(&self, hint: &mut usize, addr: u64) -> Option<&Region> {
+        if let Some(region) = self.regions.get(*hint)
+            && addr >= region.spec.guest_addr
+            && addr < region.spec.guest_end()
+        {
+            return Some(region);
+        }
+        let after = self.regions.partition_point(|region| region.spec.guest_addr <= addr);
+        let index = after.checked_sub(1)?;
+        let region = &self.regions[index];
+        (addr < region.spec.guest_end()).then(|| {
+            *hint = index;
+            &**region
+        })
+    }
+
+    /// Turns a guest range into host pieces, in order, one for each region it crosses. False if
+    /// any byte of it is in no region, or if it is empty or wraps; pieces before the bad byte
+    /// have been reported then.
+    #[must_use]
+    pub fn translate(
+        &self,
+        hint: &mut usize,
+        addr: u64,
+        len: u64,
+        mut each: impl FnMut(Seg),
+    ) -> bool {
+        let Some(end) = addr.checked_add(len) else { return false };
+        let mut at = addr;
+        while at < end {
+            let Some(region) = self.find(hint, at) else { return false };
+            let piece = end.min(region.spec.guest_end()) - at;
+            let host = region.host + (at - region.spec.guest_addr) as usize;
+            each(Seg { addr: host, len: piece as usize });
+            at += piece;
+        }
+        len > 0
+    }
+
+    /// Copies guest memory out; false if any byte of the range is in no region.
+    #[must_use]
+    pub fn read(&self, hint: &mut usize, addr: u64, out: &mut [u8]) -> bool {
+        let mut done = 0;
+        self.translate(hint, addr, out.len() as u64, |seg| {
+            // SAFETY: the piece lies in a region of this memory, whose mapping `self` keeps.
+            unsafe { copy_out(seg.addr, &mut out[done..done + seg.len]) };
+            done += seg.len;
+        })
+    }
+
+    /// Copies into guest memory; false if any byte of the range is in no region.
+    #[must_use]
+    pub fn write(&self, hint: &mut usize, addr: u64, data: &[u8]) -> bool {
+        let mut done = 0;
+        self.translate(hint, addr, data.len() as u64, |seg| {
+            // SAFETY: as in `read`.
+            unsafe { copy_in(seg.addr, &data[done..done + seg.len]) };
+            done += seg.len;
+        })
+    }
+
+    /// A piece of one region by its address in the front-end's process: how rings are found.
+    /// `None` if it is in no region as a whole, or not aligned to `align`.
+    pub fn span_by_user_addr(&self, user_addr: u64, len: usize, align: usize) -> Option<GuestSpan> {
+        let end = user_addr.checked_add(len as u64)?;
+        let region = self.regions.iter().find(|region| {
+            let spec = region.spec;
+            user_addr >= spec.user_addr && end <= spec.user_addr + spec.size
+        })?;
+        let addr = region.host + (user_addr - region.spec.user_addr) as usize;
+        (addr.is_multiple_of(align) && len > 0).then(|| GuestSpan {
+            mapping: region.mapping.clone(),
+            addr,
+            len,
+        })
+    }
+}
+
+/// Copies from foreign memory, eight bytes at a time where alignment allows.
+///
+/// # Safety
+/// `addr` and the following `out.len()` bytes are mapped and stay so during the call.
+unsafe fn copy_out(addr: usize, out: &mut [u8]) {
+    let mut done = 0;
+    while done < out.len() {
+        let at = addr + done;
+        if at.is_multiple_of(8) && out.len() - done >= 8 {
+            // SAFETY: in the range the caller vouches for, aligned; volatile, as others write it.
+            let word = unsafe { std::ptr::read_volatile(at as *const u64) };
+            out[done..done + 8].copy_from_slice(&word.to_ne_bytes());
+            done += 8;
+        } else {
+            // SAFETY: in the range the caller vouches for.
+            out[done] = unsafe { std::ptr::read_volatile(at as *const u8) };
+            done += 1;
+        }
+    }
+}
+
+/// Copies to foreign memory.
+///
+/// # Safety
+/// `addr` and the following `data.len()` bytes are mapped and stay so during the call.
+unsafe fn copy_in(addr: usize, data: &[u8]) {
+    for (offset, byte) in data.iter().enumerate() {
+        // SAFETY: in the range the caller vouches for.
+        unsafe { std::ptr::write_volatile((addr + offset) as *mut u8, *byte) };
+    }
+}
+
+/// A checked piece of shared memory inside one mapping, which it keeps alive. Values are
+/// little-endian, as VIRTIO 1.0 and the in-flight log (on the machines we run on) have them.
+///
+/// Offsets come from our own code and are asserted: an index that a guest named must have been
+/// checked before.
+#[derive(Clone, Debug)]
+pub struct GuestSpan {
+    mapping: Arc<Mapping>,
+    addr: usize,
+    len: usize,
+}
+
+macro_rules! plain_access {
+    ($read:ident, $write:ident, $type:ty) => {
+        /// Reads the value at byte `offset`, once.
+        pub fn $read(&self, offset: usize) -> $type {
+            let at = self.at(offset, size_of::<$type>());
+            // SAFETY: `at` has checked bounds and alignment; the mapping is kept by `self`.
+            <$type>::from_le(unsafe { std::ptr::read_volatile(at as *const $type) })
+        }
+
+        /// Writes the value at byte `offset`, once.
+        pub fn $write(&self, offset: usize, value: $type) {
+            let at = self.at(offset, size_of::<$type>());
+            // SAFETY: as for reading.
+            unsafe { std::ptr::write_volatile(at as *mut $type, value.to_le()) };
+        }
+    };
+}
+
+impl GuestSpan {
+    /// Maps `size` bytes of `file` at `offset` for our own use (the in-flight log).
+    ///
+    /// # Errors
+    /// The file is shorter than that, or mapping failed.
+    pub fn map(file: &File, offset: u64, size: u64) -> Result<GuestSpan, MemoryError> {
+        RegionSpec { guest_addr: 0, size, user_addr: 0, offset }.check()?;
+        let (mapping, addr) = Mapping::new(file, offset, size)?;
+        Ok(GuestSpan { mapping: Arc::new(mapping), addr, len: size as usize })
+    }
+
+    /// A part of this span; `None` if it does not lie inside or is not aligned to 8.
+    pub fn part(&self, offset: usize, len: usize) -> Option<GuestSpan> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        let aligned = self.addr.wrapping_add(offset).is_multiple_of(8);
+        (inside && aligned && len > 0).then(|| GuestSpan {
+            mapping: self.mapping.clone(),
+            addr: self.addr + offset,
+            len,
+        })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: a span has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// True if the file behind it was shrunk by the front-end.
+    pub fn damaged(&self) -> bool {
+        self.mapping.damaged()
+    }
+
+    fn at(&self, offset: usize, size: usize) -> usize {
+        assert!(offset + size <= self.len, "offset {offset} is outside of a {} span", self.len);
+        let at = self.addr + offset;
+        assert!(at.is_multiple_of(size), "offset {offset} is not aligned to {size}");
+        at
+    }
+
+    plain_access!(read_u8, write_u8, u8);
+    plain_access!(read_u16, write_u16, u16);
+    plain_access!(read_u32, write_u32, u32);
+    plain_access!(read_u64, write_u64, u64);
+
+    fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
+        let at = self.at(offset, 2);
+        // SAFETY: bounds and alignment checked; kept mapped by `self` for the borrow. Other
+        // processes access it too, which atomics are made for.
+        unsafe { AtomicU16::from_ptr(at as *mut u16) }
+    }
+
+    /// Reads an index; what was written before it is visible afterwards.
+    pub fn load_acquire_u16(&self, offset: usize) -> u16 {
+        u16::from_le(self.atomic_u16(offset).load(Ordering::Acquire))
+    }
+
+    /// Writes an index; everything written before is visible to whoever reads it.
+    pub fn store_release_u16(&self, offset: usize, value: u16) {
+        self.atomic_u16(offset).store(value.to_le(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests;

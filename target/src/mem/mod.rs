@@ -1,0 +1,5 @@
+//! Memory that is neither the heap's nor a stack's: a guest's, and hugepages of our own.
+
+pub mod guest;
+pub mod hugepage;
+mod sigbus;

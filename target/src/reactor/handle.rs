@@ -1,0 +1,198 @@
+//! What control threads hold of a reactor and of a shard on it: post, wait (bounded), answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use lamina_bdev::{Command, Engine, Error, ErrorKind, Reply};
+
+use super::counters::{Counters, Snapshot};
+use super::mailbox::Mailbox;
+use super::shard::{RetiredShard, Shard, ShardKey};
+use crate::vhost::{BlkExport, ExportMsg};
+
+/// A question that takes no I/O.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A command waits for base I/O, a consistency point at most.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Recovery reads a journal and writes a consistency point.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What runs on a reactor to look at an engine.
+pub type Look = Box<dyn FnOnce(&Engine) + Send>;
+
+/// What a reactor is told.
+pub enum Message {
+    /// Drive this shard from now on.
+    AddShard(Box<Shard>),
+    /// Let it go when nothing is in flight.
+    RemoveShard(ShardKey, SyncSender<RetiredShard>),
+    /// Run a command on its engine.
+    Command(ShardKey, Command, SyncSender<Result<Reply, Error>>),
+    /// Look at its engine.
+    Look(ShardKey, Look),
+    /// Poll this export from now on.
+    AddExport(ShardKey, u16, Box<BlkExport>),
+    /// Pass a message on to an export.
+    Export(ShardKey, u16, ExportMsg),
+    /// Let the export go when nothing is in flight.
+    RemoveExport(ShardKey, u16, SyncSender<Option<Box<BlkExport>>>),
+    /// End the thread.
+    Stop,
+}
+
+/// One reactor, seen from outside.
+pub struct ReactorHandle {
+    pub(super) mailbox: Arc<Mailbox<Message>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) core: u32,
+    pub(super) index: usize,
+    /// Shards it drives: control's own count, to place the next one.
+    pub(super) shards: AtomicUsize,
+}
+
+impl ReactorHandle {
+    /// The core it is pinned to.
+    pub fn core(&self) -> u32 {
+        self.core
+    }
+
+    /// Its place among the reactors.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Shards it drives.
+    pub fn shards(&self) -> usize {
+        self.shards.load(Ordering::Relaxed)
+    }
+
+    /// Its counters now.
+    pub fn counters(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
+    /// Puts a message in its mailbox.
+    ///
+    /// # Errors
+    /// `Io` if the reactor takes no messages.
+    pub fn post(&self, message: Message) -> Result<(), Error> {
+        self.mailbox.post(message).map_err(|_| {
+            let why = format!("reactor {} takes no messages; restart laminad", self.index);
+            Error::new(ErrorKind::Io, why)
+        })
+    }
+
+    fn wait<T>(&self, answer: &Receiver<T>, timeout: Duration) -> Result<T, Error> {
+        answer.recv_timeout(timeout).map_err(|e| match e {
+            RecvTimeoutError::Timeout => {
+                let (index, seconds) = (self.index, timeout.as_secs());
+                let why = format!("reactor {index} has not answered for {seconds} s; try again");
+                Error::new(ErrorKind::Io, why)
+            }
+            RecvTimeoutError::Disconnected => {
+                Error::new(ErrorKind::Busy, "the store or export is not open (any more)")
+            }
+        })
+    }
+}
+
+/// One shard, seen from outside.
+#[derive(Clone)]
+pub struct ShardHandle {
+    reactor: Arc<ReactorHandle>,
+    key: ShardKey,
+}
+
+impl ShardHandle {
+    /// The shard `key` that is (or is going to be) on `reactor`.
+    pub fn new(reactor: Arc<ReactorHandle>, key: ShardKey) -> ShardHandle {
+        ShardHandle { reactor, key }
+    }
+
+    /// The reactor it is on.
+    pub fn reactor(&self) -> &ReactorHandle {
+        &self.reactor
+    }
+
+    /// Hands a shard over and waits until its engine is ready.
+    ///
+    /// # Errors
+    /// What opening failed with; [`ShardHandle::close`] is due all the same.
+    pub fn open(
+        &self,
+        make: impl FnOnce(ShardKey, SyncSender<Result<(), Error>>) -> Shard,
+    ) -> Result<(), Error> {
+        let (opened, answer) = sync_channel(1);
+        self.reactor.post(Message::AddShard(Box::new(make(self.key, opened))))?;
+        self.reactor.shards.fetch_add(1, Ordering::Relaxed);
+        self.reactor.wait(&answer, OPEN_TIMEOUT)?
+    }
+
+    /// Takes the shard off its reactor and drops it on this thread.
+    ///
+    /// # Errors
+    /// `Io` if I/O in flight does not end; `Busy` if the shard is not there.
+    pub fn close(&self) -> Result<(), Error> {
+        let (gone, answer) = sync_channel(1);
+        self.reactor.post(Message::RemoveShard(self.key, gone))?;
+        self.reactor.shards.fetch_sub(1, Ordering::Relaxed);
+        drop(self.reactor.wait(&answer, COMMAND_TIMEOUT)?);
+        Ok(())
+    }
+
+    /// Runs a command; when this returns `Ok` it is durable.
+    ///
+    /// # Errors
+    /// The engine's, or `Io` if there is no answer in time (it may still happen).
+    pub fn command(&self, command: Command) -> Result<Reply, Error> {
+        let (reply, answer) = sync_channel(1);
+        self.reactor.post(Message::Command(self.key, command, reply))?;
+        self.reactor.wait(&answer, COMMAND_TIMEOUT)?
+    }
+
+    /// Runs `look` on the reactor, between two turns: it must be short.
+    ///
+    /// # Errors
+    /// `Busy` if the shard is gone, `Io` without an answer in time.
+    pub fn query<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Engine) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, answer) = sync_channel(1);
+        let look: Look = Box::new(move |engine| {
+            let _ = reply.try_send(look(engine));
+        });
+        self.reactor.post(Message::Look(self.key, look))?;
+        self.reactor.wait(&answer, QUERY_TIMEOUT)
+    }
+
+    /// Puts an export on the shard.
+    ///
+    /// # Errors
+    /// `Io` if the reactor takes no messages.
+    pub fn add_export(&self, index: u16, export: Box<BlkExport>) -> Result<(), Error> {
+        self.reactor.post(Message::AddExport(self.key, index, export))
+    }
+
+    /// Passes a message on to an export.
+    ///
+    /// # Errors
+    /// `Io` if the reactor takes no messages.
+    pub fn export_message(&self, index: u16, message: ExportMsg) -> Result<(), Error> {
+        self.reactor.post(Message::Export(self.key, index, message))
+    }
+
+    /// Takes an export off when its requests are done, and drops it on this thread. Nothing happens
+    /// if it is not there.
+    ///
+    /// # Errors
+    /// `Io` if requests do not end; `Busy` if the shard is gone.
+    pub fn remove_export(&self, index: u16) -> Result<(), Error> {
+        let (gone, answer) = sync_channel(1);
+        self.reactor.post(Message::RemoveExport(self.key, index, gone))?;
+        drop(self.reactor.wait(&answer, COMMAND_TIMEOUT)?);
+        Ok(())
+    }
+}

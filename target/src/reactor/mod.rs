@@ -1,0 +1,277 @@
+//! Reactors: one pinned thread a core, polling its shards, asleep when there is nothing to poll.
+//!
+//! ```text
+//!          ┌────────────────────────────────────────────────────────────┐
+//!          ▼                                                            │
+//!   mailbox ─► shard turns ─┬─ worked, or idle for less than idle_us ───┤
+//!                           └─ prepare_sleep: guests and rings signal   │
+//!                              again; look once more ─┬─ work ──────────┤
+//!                                                     └─ epoll_wait ────┘
+//!                                 kicks, completions, mailbox, deadline
+//! ```
+//!
+//! No kick is lost: signals are turned on first, then everything is looked at once more, and an
+//! eventfd signalled in between ends the wait at once.
+
+pub mod affinity;
+pub mod clock;
+pub mod counters;
+pub mod epoll;
+pub mod handle;
+pub mod idle;
+pub mod mailbox;
+pub mod shard;
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use lamina_bdev::{Error, ErrorKind};
+
+use crate::log;
+use counters::{Counters, Snapshot};
+use epoll::Epoll;
+use handle::{Message, ReactorHandle};
+use idle::{IdlePolicy, timeout_ms};
+use mailbox::Mailbox;
+use shard::{Shard, ShardKey};
+
+/// Messages in a mailbox.
+const MAILBOX_CAPACITY: usize = 256;
+/// Messages taken in one turn.
+const MESSAGES_PER_TURN_MAX: usize = 32;
+/// Reactors of one daemon.
+pub const REACTORS_MAX: usize = 256;
+
+/// How a reactor is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The core to stay on.
+    pub core: u32,
+    /// Microseconds of fruitless polling before sleep.
+    pub idle_us: u32,
+    /// Never sleep.
+    pub busy_poll: bool,
+}
+
+/// A reactor, on its own thread.
+struct Reactor {
+    mailbox: Arc<Mailbox<Message>>,
+    shared: Arc<Counters>,
+    counted: Snapshot,
+    #[expect(clippy::vec_box, reason = "shards are large and come boxed in their message")]
+    shards: Vec<Box<Shard>>,
+    epoll: Epoll,
+    /// Kept from rebuild to rebuild of the epoll set.
+    fds: Vec<RawFd>,
+    /// The set of shards has changed since the epoll set was made.
+    shards_changed: bool,
+    idle: IdlePolicy,
+    stopping: bool,
+}
+
+/// Starts reactor number `index`.
+///
+/// # Errors
+/// `Io`: no eventfd, no epoll set, no thread.
+pub fn start(
+    index: usize,
+    settings: Settings,
+) -> Result<(Arc<ReactorHandle>, JoinHandle<()>), Error> {
+    assert!(index < REACTORS_MAX);
+    let failed =
+        |e: std::io::Error| Error::new(ErrorKind::Io, format!("reactor {index} cannot start: {e}"));
+    let mailbox = Arc::new(Mailbox::new(MAILBOX_CAPACITY).map_err(failed)?);
+    let shared = Arc::new(Counters::default());
+    let reactor = Reactor {
+        mailbox: mailbox.clone(),
+        shared: shared.clone(),
+        counted: Snapshot::default(),
+        shards: Vec::with_capacity(16),
+        epoll: Epoll::new().map_err(failed)?,
+        fds: Vec::with_capacity(64),
+        shards_changed: true,
+        idle: IdlePolicy::new(settings.idle_us, settings.busy_poll),
+        stopping: false,
+    };
+    let thread = std::thread::Builder::new().name(format!("reactor{index}"));
+    let core = settings.core;
+    let thread = thread.spawn(move || {
+        if let Err(e) = affinity::pin_to(core) {
+            log::warn(format!("reactor {index} is not pinned to core {core}: {e}"));
+        }
+        reactor.run();
+    });
+    let shards = AtomicUsize::new(0);
+    let handle = ReactorHandle { mailbox, counters: shared, core, index, shards };
+    Ok((Arc::new(handle), thread.map_err(failed)?))
+}
+
+impl Reactor {
+    fn run(mut self) {
+        let mut now = clock::now_ns();
+        while !self.stopping {
+            let worked = self.turn(now);
+            let end = clock::now_ns();
+            let spent = end.saturating_sub(now);
+            now = end;
+            self.counted.turns += 1;
+            if worked {
+                self.counted.busy_ns += spent;
+                self.idle.worked();
+            } else {
+                self.counted.idle_ns += spent;
+                if self.idle.wants_sleep(now) {
+                    self.sleep(now);
+                    let woke = clock::now_ns();
+                    self.counted.idle_ns += woke.saturating_sub(now);
+                    now = woke;
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+            self.shared.publish(&self.counted);
+        }
+    }
+
+    /// One turn over everything. True if there was anything to do.
+    fn turn(&mut self, now_ns: u64) -> bool {
+        let mut worked = false;
+        for _ in 0..MESSAGES_PER_TURN_MAX {
+            let Some(message) = self.mailbox.take() else { break };
+            self.handle(message);
+            worked = true;
+        }
+        let mut leaving = false;
+        for shard in &mut self.shards {
+            worked |= shard.turn(now_ns);
+            leaving |= shard.may_leave();
+        }
+        if leaving {
+            self.retire();
+        }
+        worked
+    }
+
+    fn retire(&mut self) {
+        while let Some(at) = self.shards.iter().position(|shard| shard.may_leave()) {
+            self.shards.swap_remove(at).retire();
+            self.shards_changed = true;
+        }
+    }
+
+    fn shard(&mut self, key: ShardKey) -> Option<&mut Shard> {
+        self.shards.iter_mut().find(|shard| shard.key == key).map(|shard| &mut **shard)
+    }
+
+    /// Does what a message says. One for a shard that is gone is dropped, and with it its reply
+    /// channel: the sender sees that at once.
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::AddShard(mut shard) => {
+                assert!(self.shard(shard.key).is_none(), "a shard comes once");
+                if shard.adopt() {
+                    self.shards.push(shard);
+                    self.shards_changed = true;
+                }
+            }
+            Message::RemoveShard(key, gone) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.remove(gone);
+                }
+            }
+            Message::Command(key, command, reply) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.command(command, reply);
+                }
+            }
+            Message::Look(key, look) => {
+                if let Some(shard) = self.shard(key) {
+                    look(shard.engine());
+                }
+            }
+            Message::AddExport(key, index, export) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.add_export(index, export);
+                    self.shards_changed = true;
+                }
+            }
+            Message::Export(key, index, message) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.export_message(index, message);
+                }
+            }
+            Message::RemoveExport(key, index, gone) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.remove_export(index, gone);
+                    self.shards_changed = true;
+                }
+            }
+            Message::Stop => self.stopping = true,
+        }
+    }
+
+    /// Sleeps until there is something to do, if there is really nothing.
+    fn sleep(&mut self, now_ns: u64) {
+        let deadline = self.shards.iter().filter_map(|shard| shard.deadline_ns(now_ns)).min();
+        let timeout = timeout_ms(deadline, now_ns);
+        if timeout == 0 {
+            return;
+        }
+        let changed = self.shards_changed || self.shards.iter().any(|shard| shard.watch_changed());
+        if changed && !self.watch_again() {
+            return;
+        }
+        let mut quiet = true;
+        for shard in &mut self.shards {
+            quiet &= shard.prepare_sleep();
+        }
+        if quiet && self.mailbox.is_empty() {
+            self.counted.sleeps += 1;
+            self.counted.asleep = true;
+            self.shared.publish(&self.counted);
+            let events = self.epoll.wait(timeout).expect("epoll_wait on our own set");
+            self.counted.asleep = false;
+            self.counted.wakes += u64::from(events > 0);
+        }
+        for shard in &mut self.shards {
+            shard.woken();
+        }
+        // What woke us has not been looked at yet: poll for a while before the next sleep.
+        self.idle.worked();
+    }
+
+    /// Makes the epoll set anew. Taking single descriptors out would be wrong: a number that an
+    /// export has closed may by now be another export's. False if it cannot be made.
+    fn watch_again(&mut self) -> bool {
+        self.fds.clear();
+        self.fds.push(self.mailbox.wake_fd());
+        for shard in &mut self.shards {
+            shard.watch(&mut self.fds);
+        }
+        let made = Epoll::new().and_then(|mut epoll| {
+            for &fd in &self.fds {
+                epoll.add(fd, 0)?;
+            }
+            Ok(epoll)
+        });
+        match made {
+            Ok(epoll) => {
+                self.epoll = epoll;
+                self.shards_changed = false;
+                true
+            }
+            // Out of descriptors or kernel memory: not asleep is slow but right.
+            Err(e) => {
+                log::error(format!("no epoll set, polling on: {e}"));
+                self.idle.worked();
+                self.shards_changed = true;
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

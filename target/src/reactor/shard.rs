@@ -1,0 +1,342 @@
+//! What a reactor drives for one shard of a store: engine, base and exports, a step a turn.
+//!
+//! ```text
+//!  base.poll ─► engine.complete      1. what the device has finished
+//!  exports.poll ─► engine.submit     2. what guests ask
+//!  engine.tick                       3. commit batches close, background work goes a step on
+//!  engine.next_io ─► base.submit     4. (RAM answers at once: round again, bounded)
+//!  engine.next_done ─► export.complete
+//!  base.enter                        5. one system call
+//!  exports.end_turn                  6. guests are told, once a turn
+//! ```
+
+use std::os::fd::RawFd;
+use std::sync::mpsc::SyncSender;
+
+use lamina_bdev::limits::SEGS_MAX;
+use lamina_bdev::{BaseOp, Command, Engine, EngineState, Error, ErrorKind, Reply, Seg};
+
+use crate::base::{Base, Operation, Submitted};
+use crate::log::{self, Level};
+use crate::vhost::{BlkExport, ExportMsg};
+
+/// Rounds of engine and base in one turn; what is left goes into the next.
+const ROUNDS_MAX: usize = 16;
+/// Log events taken from an engine in one turn.
+const EVENTS_MAX: usize = 8;
+/// Where the export's index is in a request's cookie.
+const EXPORT_SHIFT: u32 = 48;
+
+/// Names a shard in messages; never used twice in the life of a daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShardKey(pub u32);
+
+/// A shard that its reactor has let go: to be dropped where blocking is allowed.
+pub struct RetiredShard {
+    /// The engine, with nothing in flight.
+    pub engine: Box<Engine>,
+    /// The base, with nothing in flight.
+    pub base: Base,
+}
+
+/// An export in its place.
+struct ExportSlot {
+    export: Box<BlkExport>,
+    /// Set while it is being removed: who gets it when nothing is in flight.
+    leaving: Option<SyncSender<Option<Box<BlkExport>>>>,
+    /// Its change counter when the epoll set was made.
+    watched: u64,
+}
+
+/// A shard on its reactor.
+pub struct Shard {
+    /// Its name.
+    pub key: ShardKey,
+    /// For the log.
+    label: String,
+    engine: Box<Engine>,
+    base: Base,
+    exports: Vec<Option<ExportSlot>>,
+    /// Told once, when the engine is ready or has failed.
+    opening: Option<SyncSender<Result<(), Error>>>,
+    /// Set while the shard is being removed.
+    leaving: Option<SyncSender<RetiredShard>>,
+    commands: Vec<(u64, SyncSender<Result<Reply, Error>>)>,
+    next_cookie: u64,
+    segs: Vec<Seg>,
+}
+
+impl Shard {
+    /// A shard whose engine is opening; `opened` is told how that ends.
+    pub fn new(
+        key: ShardKey,
+        label: String,
+        engine: Box<Engine>,
+        base: Base,
+        opened: SyncSender<Result<(), Error>>,
+    ) -> Shard {
+        Shard {
+            key,
+            label,
+            engine,
+            base,
+            exports: Vec::new(),
+            opening: Some(opened),
+            leaving: None,
+            commands: Vec::with_capacity(16),
+            next_cookie: 0,
+            segs: Vec::with_capacity(SEGS_MAX),
+        }
+    }
+
+    /// For queries.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Makes the calling thread the base's driver. False: the shard is of no use; its opener has
+    /// been told.
+    pub fn adopt(&mut self) -> bool {
+        match self.base.adopt() {
+            Ok(()) => true,
+            Err(e) => {
+                let error = Error::new(ErrorKind::Io, format!("{}: no ring: {e}", self.label));
+                if let Some(opening) = self.opening.take() {
+                    let _ = opening.try_send(Err(error));
+                }
+                false
+            }
+        }
+    }
+
+    /// One turn. True if there was anything to do.
+    pub fn turn(&mut self, now_ns: u64) -> bool {
+        let mut worked = self.collect();
+        if self.engine.state() == EngineState::Ready {
+            for slot in self.exports.iter_mut().flatten() {
+                worked |= slot.export.poll(&mut self.engine);
+            }
+        }
+        // What RAM can finish now still gets into the batch that the tick closes.
+        worked |= self.drain();
+        self.engine.tick(now_ns);
+        worked |= self.drain();
+        worked |= self.base.enter();
+        worked |= self.collect();
+        worked |= self.tell();
+        for slot in self.exports.iter_mut().flatten() {
+            slot.export.end_turn();
+        }
+        worked
+    }
+
+    /// Takes the answers of the base.
+    fn collect(&mut self) -> bool {
+        let mut worked = false;
+        while let Some((tag, result)) = self.base.poll() {
+            self.engine.complete(tag, result);
+            worked = true;
+        }
+        worked |= self.dones();
+        worked
+    }
+
+    /// Starts what the engine wants started; RAM answers at once, so that there may be more.
+    fn drain(&mut self) -> bool {
+        let mut worked = false;
+        for _ in 0..ROUNDS_MAX {
+            let started = self.start();
+            let done = self.dones();
+            if !started && !done {
+                return worked;
+            }
+            worked = true;
+        }
+        true
+    }
+
+    fn start(&mut self) -> bool {
+        let mut started = false;
+        while self.base.has_room() {
+            let Some(io) = self.engine.next_io() else { break };
+            started = true;
+            self.segs.clear();
+            if io.op != BaseOp::Flush {
+                if io.first.len == io.len as usize {
+                    self.segs.push(io.first);
+                } else {
+                    self.engine.gather(&io, &mut self.segs);
+                }
+            }
+            match self.base.submit(&Operation::from(&io), &self.segs) {
+                Submitted::Done(result) => self.engine.complete(io.tag, result),
+                Submitted::Queued => {}
+            }
+        }
+        started
+    }
+
+    /// Gives finished requests back to their exports.
+    fn dones(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(done) = self.engine.next_done() {
+            let index = (done.cookie >> EXPORT_SHIFT) as usize;
+            let slot = self.exports.get_mut(index).and_then(Option::as_mut);
+            // An export leaves only with nothing in flight.
+            let slot = slot.expect("a request of an export that is gone");
+            slot.export.complete(done.cookie, done.status);
+            worked = true;
+        }
+        worked
+    }
+
+    /// Replies to control threads, log events, farewells.
+    fn tell(&mut self) -> bool {
+        let mut worked = false;
+        while let Some((cookie, result)) = self.engine.next_reply() {
+            let at = self.commands.iter().position(|(known, _)| *known == cookie);
+            let (_, reply) = self.commands.swap_remove(at.expect("a reply to no command"));
+            // Whoever asked may have stopped waiting.
+            let _ = reply.try_send(result);
+            worked = true;
+        }
+        for _ in 0..EVENTS_MAX {
+            let Some(event) = self.engine.next_event() else { break };
+            let level = if event.severe { Level::Error } else { Level::Info };
+            log::line(level, format!("{}: {}", self.label, event.text));
+            worked = true;
+        }
+        if self.opening.is_some() {
+            worked |= self.tell_opener();
+        }
+        for entry in &mut self.exports {
+            if let Some(slot) = entry {
+                while let Some(stopped) = slot.export.next_stopped() {
+                    log::warn(format!("{}: an export's {stopped}", self.label));
+                }
+            }
+            if let Some(slot) = entry
+                && slot.leaving.is_some()
+                && slot.export.in_flight() == 0
+            {
+                let slot = entry.take().expect("looked at just now");
+                let leaving = slot.leaving.expect("looked at just now");
+                let _ = leaving.try_send(Some(slot.export));
+                worked = true;
+            }
+        }
+        worked
+    }
+
+    fn tell_opener(&mut self) -> bool {
+        let result = match self.engine.state() {
+            EngineState::Opening => return false,
+            EngineState::Ready => Ok(()),
+            EngineState::Failed => Err(self.engine.open_error().cloned().unwrap_or_else(|| {
+                Error::new(ErrorKind::Corrupt, format!("{} could not be opened", self.label))
+            })),
+        };
+        if let Some(opening) = self.opening.take() {
+            let _ = opening.try_send(result);
+        }
+        true
+    }
+
+    /// Hands a command to the engine; `reply` is told how it ends.
+    pub fn command(&mut self, command: Command, reply: SyncSender<Result<Reply, Error>>) {
+        if self.engine.state() != EngineState::Ready || self.leaving.is_some() {
+            let why = format!("{} is not open (any more)", self.label);
+            let _ = reply.try_send(Err(Error::new(ErrorKind::Busy, why)));
+            return;
+        }
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        self.commands.push((cookie, reply));
+        self.engine.command(cookie, command);
+    }
+
+    /// Puts an export in its place. Panics if the place is taken: control hands places out.
+    pub fn add_export(&mut self, index: u16, export: Box<BlkExport>) {
+        let index = usize::from(index);
+        if self.exports.len() <= index {
+            self.exports.resize_with(index + 1, || None);
+        }
+        assert!(self.exports[index].is_none(), "the place of an export is taken");
+        self.exports[index] = Some(ExportSlot { export, leaving: None, watched: 0 });
+    }
+
+    /// Passes a message on; one for an export that is gone is dropped.
+    pub fn export_message(&mut self, index: u16, message: ExportMsg) {
+        if let Some(Some(slot)) = self.exports.get_mut(usize::from(index)) {
+            slot.export.message(message);
+        }
+    }
+
+    /// Sends the export to `gone` once nothing of it is in flight; `None` if it is not there.
+    pub fn remove_export(&mut self, index: u16, gone: SyncSender<Option<Box<BlkExport>>>) {
+        match self.exports.get_mut(usize::from(index)) {
+            Some(Some(slot)) => slot.leaving = Some(gone),
+            Some(None) | None => {
+                let _ = gone.try_send(None);
+            }
+        }
+    }
+
+    /// Lets the shard go to `gone` as soon as [`Shard::is_quiet`].
+    pub fn remove(&mut self, gone: SyncSender<RetiredShard>) {
+        self.leaving = Some(gone);
+    }
+
+    /// True if the shard is to leave and can.
+    pub fn may_leave(&self) -> bool {
+        self.leaving.is_some()
+            && self.base.in_flight() == 0
+            && self.commands.is_empty()
+            && self.exports.iter().all(Option::is_none)
+    }
+
+    /// Ends the shard's time here. Panics unless [`Shard::may_leave`].
+    pub fn retire(mut self) {
+        assert!(self.may_leave());
+        let leaving = self.leaving.take().expect("asserted");
+        let retired = RetiredShard { engine: self.engine, base: self.base };
+        // If nobody waits any more, it is dropped here: nothing is in flight.
+        let _ = leaving.try_send(retired);
+    }
+
+    /// When the engine wants a tick although nothing happens; now if it is busy.
+    pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
+        if self.engine.busy() { Some(now_ns) } else { self.engine.deadline_ns() }
+    }
+
+    /// Tells everybody below that the reactor is about to sleep. False if anyone has work.
+    pub fn prepare_sleep(&mut self) -> bool {
+        let mut quiet = self.base.prepare_sleep();
+        for slot in self.exports.iter_mut().flatten() {
+            quiet &= slot.export.prepare_sleep();
+        }
+        quiet
+    }
+
+    /// The reverse of [`Shard::prepare_sleep`], also if that said false.
+    pub fn woken(&mut self) {
+        self.base.woken();
+        for slot in self.exports.iter_mut().flatten() {
+            slot.export.woken();
+        }
+    }
+
+    /// True if descriptors to watch have changed since [`Shard::watch`].
+    pub fn watch_changed(&self) -> bool {
+        self.exports.iter().flatten().any(|slot| slot.watched != slot.export.kick_changes())
+    }
+
+    /// Lists the descriptors whose signals must end a sleep.
+    pub fn watch(&mut self, fds: &mut Vec<RawFd>) {
+        fds.extend(self.base.wake_fd());
+        for slot in self.exports.iter_mut().flatten() {
+            slot.watched = slot.export.kick_changes();
+            fds.extend(slot.export.kick_fds());
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Simulator and end-to-end tests
+
+pub mod guest;
+pub mod sim;

@@ -1,0 +1,190 @@
+//! The last phase of a run: faults stop, everything ends, everything is read; then, maybe after
+//! one more crash, everything is deleted and all space must be back.
+
+use super::commands::Intent;
+use super::model::Place;
+use super::power::Crash;
+use super::world::World;
+use lamina_bdev::Command;
+
+/// Blocks read by one errand.
+const ERRAND_BLOCKS: u64 = 64;
+/// Consistency points within which deleted space must be back.
+const CHECKPOINTS_MAX: u32 = 200;
+
+impl World {
+    /// Runs the last phase.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn finish(&mut self) -> Result<(), String> {
+        self.calm_down()?;
+        self.drain()?;
+        self.verify()?;
+        if self.plan.last_crash {
+            let power = self.plan.power_permille > 0 && self.rng.chance(500);
+            self.crash(if power { Crash::Power } else { Crash::Kill })?;
+            self.drain()?;
+            self.attach_all()?;
+            self.verify()?;
+        }
+        self.tear_down()
+    }
+
+    /// No faults and crashes from now on. A life that has seen errors ends first: the engine may
+    /// rightly refuse to go on in it.
+    fn calm_down(&mut self) -> Result<(), String> {
+        self.calm = true;
+        self.errands.clear();
+        self.forget_crash();
+        if self.base.injected.any() {
+            self.crash(Crash::Kill)?;
+        } else {
+            self.base.behave(self.plan.latency, Default::default(), self.lie);
+        }
+        self.drain()?;
+        if self.base.injected.any() {
+            // An operation that was already on its way has failed meanwhile.
+            self.crash(Crash::Kill)?;
+            self.drain()?;
+        }
+        self.attach_all()
+    }
+
+    fn attach_all(&mut self) -> Result<(), String> {
+        for uid in self.model.live_disks() {
+            let place = Place::Disk(uid);
+            if !self.attachments.values().any(|a| a.place == place && !a.closing) {
+                self.attach(place);
+            }
+        }
+        self.drain()
+    }
+
+    /// Queues reads of everything ever written on the disks that are there.
+    pub(super) fn wish_reads(&mut self) {
+        for uid in self.model.live_disks() {
+            self.wish_reads_of(Place::Disk(uid));
+        }
+    }
+
+    fn wish_reads_of(&mut self, place: Place) {
+        let mut run: Option<(u64, u64)> = None;
+        for block in self.model.touched(place) {
+            run = match run {
+                Some((first, count)) if block - (first + count) < 4 && count < ERRAND_BLOCKS => {
+                    Some((first, block + 1 - first))
+                }
+                Some((first, count)) => {
+                    self.errands.push_back((place, first << 12, count << 12));
+                    Some((block, 1))
+                }
+                None => Some((block, 1)),
+            };
+        }
+        if let Some((first, count)) = run {
+            self.errands.push_back((place, first << 12, count << 12));
+        }
+    }
+
+    /// Reads all disks and snapshots and compares all listings, with nothing else going on.
+    fn verify(&mut self) -> Result<(), String> {
+        self.check_listing()?;
+        self.wish_reads();
+        self.drain()?;
+        self.check_mapped()?;
+        for snap in self.model.live_snaps() {
+            let place = Place::Snap(snap);
+            if self.model.touched(place).is_empty() {
+                continue;
+            }
+            self.attach(place);
+            self.drain()?;
+            self.wish_reads_of(place);
+            self.drain()?;
+            let keys: Vec<u32> = self
+                .attachments
+                .iter()
+                .filter(|(_, a)| a.place == place)
+                .map(|(key, _)| *key)
+                .collect();
+            for key in keys {
+                self.detach(key);
+            }
+            self.drain()?;
+        }
+        self.check_listing()
+    }
+
+    /// The engine's count of mapped blocks against what was just read.
+    fn check_mapped(&mut self) -> Result<(), String> {
+        for info in self.engine().disks() {
+            let uid = self
+                .model
+                .disks
+                .iter()
+                .find(|(_, disk)| disk.exists.now && disk.uuid == info.uuid)
+                .map(|(uid, _)| *uid)
+                .ok_or_else(|| format!("disk {} is not due", info.name))?;
+            let (low, high) = self.model.mapped_bounds(uid);
+            if info.mapped_blocks < low || info.mapped_blocks > high {
+                return Err(format!(
+                    "disk {uid} counts {} mapped blocks, {low} to {high} are due",
+                    info.mapped_blocks
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes everything; then no block may be missing.
+    fn tear_down(&mut self) -> Result<(), String> {
+        let keys: Vec<u32> = self.attachments.keys().copied().collect();
+        for key in keys {
+            self.detach(key);
+        }
+        self.drain()?;
+        while !self.model.live_disks().is_empty() {
+            let before = self.model.live_disks().len();
+            for uid in self.model.live_disks() {
+                let cloned =
+                    self.model.live_snaps().into_iter().any(|snap| {
+                        self.model.snaps[&snap].disk == uid && self.model.clones(snap) > 0
+                    });
+                if !cloned {
+                    self.delete_disk(uid);
+                    self.drain()?;
+                }
+            }
+            if self.model.live_disks().len() == before {
+                return Err("the disks that are left cannot be deleted".to_string());
+            }
+        }
+        self.check_listing()?;
+        self.check_space()?;
+        if self.rng.chance(300) {
+            self.crash(Crash::Kill)?;
+            self.drain()?;
+            self.check_listing()?;
+            self.check_space()?;
+        }
+        Ok(())
+    }
+
+    fn check_space(&mut self) -> Result<(), String> {
+        let due = self.empty_blocks.expect("measured at the first opening");
+        for _ in 0..CHECKPOINTS_MAX {
+            let info = self.engine().store_info();
+            if info.pending_blocks == 0 && info.free_blocks == due {
+                return Ok(());
+            }
+            self.give(Command::Checkpoint, Intent::Checkpoint, None, vec![]);
+            self.drain()?;
+        }
+        let info = self.engine().store_info();
+        Err(format!(
+            "all is deleted, but {} blocks are free and {} pending; {due} were free at first",
+            info.free_blocks, info.pending_blocks
+        ))
+    }
+}

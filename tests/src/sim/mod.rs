@@ -1,0 +1,124 @@
+//! The simulator: the production engine over a simulated base device, with crashes at any step,
+//! checked against a plain model. One seed is one run, the same byte for byte each time.
+//!
+//! ```text
+//!  seed ─▶ plan (what is on, rates, sizes)
+//!            │
+//!          world ── requests, commands ──▶ Engine ── base I/O ──▶ base (volatile + durable image)
+//!            │                               │                      │
+//!          model ◀── answers, read data ─────┘        crash: kept, lost, torn (power)
+//!            │
+//!          histories: each 4 KiB block a linearizable register; snapshots; listings; space
+//! ```
+//!
+//! Rules: no clock, no randomness but the seed's, no iteration over a hash map. A check may let a
+//! wrong run pass, but never accuses a right one.
+
+mod base;
+mod checks;
+mod commands;
+mod finish;
+mod history;
+mod memory;
+mod model;
+mod ops;
+mod pages;
+mod pattern;
+mod plan;
+mod power;
+mod replies;
+mod requests;
+mod rng;
+mod trace;
+mod world;
+
+use std::cell::Cell;
+
+pub use plan::Lie;
+use world::World;
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Requests and commands in one run.
+    pub ops: u64,
+    /// How the base device betrays its traits.
+    pub lie: Lie,
+    /// Print each event.
+    pub log: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { ops: 300, lie: Lie::None, log: false }
+    }
+}
+
+/// What came of one seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Which seed.
+    pub seed: u64,
+    /// Crashes and recoveries in it.
+    pub crashes: u64,
+    /// Turns of the host's loop.
+    pub steps: u64,
+    /// Hash over all events.
+    pub hash: u64,
+    /// What went wrong, if anything did.
+    pub violation: Option<String>,
+}
+
+thread_local! {
+    static AT: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// The seed and step that this thread is in, for a panic's report.
+pub fn current() -> (u64, u64) {
+    AT.get()
+}
+
+fn note_step(step: u64) {
+    AT.set((AT.get().0, step));
+}
+
+/// Runs one seed. A panic of the engine is not caught here.
+pub fn run_seed(seed: u64, options: &Options) -> Outcome {
+    AT.set((seed, 0));
+    let mut world = match World::new(seed, options.ops, options.lie, options.log) {
+        Ok(world) => world,
+        Err(why) => {
+            return Outcome { seed, crashes: 0, steps: 0, hash: 0, violation: Some(why) };
+        }
+    };
+    let result = world.run().and_then(|()| world.finish());
+    let outcome = Outcome {
+        seed,
+        crashes: world.crash_count(),
+        steps: world.steps(),
+        hash: world.hash(),
+        violation: result.err(),
+    };
+    world.close();
+    outcome
+}
+
+/// Seeds that have failed before, with their number of operations; they are run first, always.
+///
+/// # Panics
+/// If the list has a line it should not have.
+pub fn regressions() -> Vec<(u64, u64)> {
+    let lines = include_str!("../../regressions.txt").lines();
+    lines
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut words = line.split_whitespace().map(|word| word.parse().ok());
+            let number = |word: Option<Option<u64>>| word.flatten();
+            match (number(words.next()), number(words.next()), words.next()) {
+                (Some(seed), Some(ops), None) => (seed, ops),
+                _ => panic!("regressions.txt: a line is `seed ops # comment`, not {line:?}"),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,231 @@
+//! What a seed means: the draw of base device, store, features, faults and their rates.
+//!
+//! Each seed turns a random part of all this on (swarm testing): a run that does everything at
+//! once hides the combinations that matter.
+
+use lamina_bdev::{BaseOp, BaseTraits, Config};
+
+use super::rng::Rng;
+
+/// A way in which the base device betrays its traits; for proving that the checks see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Lie {
+    /// Honest.
+    #[default]
+    None,
+    /// Flushes do nothing.
+    Flush,
+    /// 4 KiB writes tear although `atomic_4k` was promised.
+    Tear,
+    /// The death of the daemon loses completed writes.
+    Forget,
+}
+
+/// Errors of the base device, in 10,000 operations.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Reads that fail.
+    pub read: u32,
+    /// Writes that fail.
+    pub write: u32,
+    /// Flushes that fail.
+    pub flush: u32,
+    /// Some failing writes say that the base is out of space.
+    pub no_space: bool,
+}
+
+/// How long base operations take.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// At least, ns.
+    pub min_ns: u64,
+    /// Mean on top of that, ns.
+    pub spread_ns: u64,
+    /// Operations in 10,000 that take the tail.
+    pub tail_per_10k: u32,
+    /// Mean of the tail, ns.
+    pub tail_ns: u64,
+    /// Flushes take so many times longer.
+    pub flush_factor: u64,
+}
+
+impl Latency {
+    /// Done at once, like RAM.
+    pub const INSTANT: Latency =
+        Latency { min_ns: 0, spread_ns: 0, tail_per_10k: 0, tail_ns: 0, flush_factor: 1 };
+
+    /// Nanoseconds that one operation takes.
+    pub fn draw(&self, op: BaseOp, rng: &mut Rng) -> u64 {
+        if rng.below(10_000) < u64::from(self.tail_per_10k) {
+            return rng.around(self.tail_ns);
+        }
+        if self.min_ns + self.spread_ns == 0 {
+            return 0;
+        }
+        let took = self.min_ns + rng.around(self.spread_ns.max(1));
+        if op == BaseOp::Flush { took * self.flush_factor } else { took }
+    }
+}
+
+/// In proportion: kinds of guest requests.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestMix {
+    /// read, write, flush, discard, write-zeroes, malformed.
+    pub weights: [u32; 6],
+    /// 512-byte granular, one block, some blocks, long, whole-disk (discard and zeroes only).
+    pub lengths: [u32; 5],
+    /// Writes with FUA, permille.
+    pub fua_permille: u32,
+    /// Requests inside the hot windows, permille.
+    pub hot_permille: u32,
+}
+
+/// Everything a seed decides before the run begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Bytes of the device.
+    pub device_bytes: u64,
+    /// Shards of the store, and the one that runs.
+    pub shards: u32,
+    /// The shard that runs.
+    pub shard: u32,
+    /// Bytes of journal, 0 = by size.
+    pub journal_bytes: u64,
+    /// Promises of the base device.
+    pub traits: BaseTraits,
+    /// The device held something else before.
+    pub rubbish: bool,
+    /// Its speed.
+    pub latency: Latency,
+    /// Its errors.
+    pub faults: Faults,
+    /// Engine sizes.
+    pub config: Config,
+    /// Disks made at the start.
+    pub disks: usize,
+    /// Requests in flight at most.
+    pub depth: usize,
+    /// Requests submitted in one turn at most.
+    pub burst: u64,
+    /// Mean pause between bursts, ns.
+    pub pause_ns: u64,
+    /// Kinds of requests.
+    pub mix: RequestMix,
+    /// Blocks in a hot window.
+    pub window_blocks: u64,
+    /// Control commands, permille of operations.
+    pub command_permille: u32,
+    /// Weights of the kinds of commands, in the order of `commands::KINDS`.
+    pub command_weights: [u32; 12],
+    /// Commands in flight at once.
+    pub commands_max: usize,
+    /// Mean base events between crashes; 0 = none.
+    pub crash_every: u64,
+    /// Power cuts among crashes, permille.
+    pub power_permille: u32,
+    /// Crashes during recovery, permille of recoveries.
+    pub nested_permille: u32,
+    /// Segments may begin and end anywhere, not only at sectors.
+    pub odd_segments: bool,
+    /// One more crash after everything has been drained.
+    pub last_crash: bool,
+    /// The host ticks without need now and then.
+    pub idle_ticks: bool,
+    /// Operations (requests and commands).
+    pub ops: u64,
+}
+
+impl Plan {
+    /// The plan of `seed`, with `ops` operations.
+    pub fn draw(rng: &mut Rng, ops: u64) -> Plan {
+        let traits = BaseTraits {
+            volatile_cache: rng.chance(750),
+            atomic_4k: rng.chance(700),
+            atomic_rw: rng.chance(500),
+        };
+        let small = rng.chance(150);
+        let shards = rng.pick(&[1, 1, 1, 2, 3]);
+        let mebibytes = if small { 32 } else { rng.pick(&[48, 64, 128, 256, 512]) };
+        let slots = rng.pick(&[4, 16, 64, 256, 1024]);
+        Plan {
+            device_bytes: (mebibytes << 20) * u64::from(shards)
+                + rng.pick(&[0, 0, 512, 4096, 1_234_944]),
+            shards,
+            shard: rng.below(u64::from(shards)) as u32,
+            journal_bytes: rng.pick(&[0, 0, 1 << 20, 4 << 20]),
+            traits,
+            rubbish: rng.chance(400),
+            latency: draw_latency(rng),
+            faults: draw_faults(rng),
+            config: Config { slots, cache_bytes: rng.pick(&[1, 1, 2, 8]) << 20 },
+            disks: rng.between(1, 6) as usize,
+            depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
+            burst: rng.pick(&[1, 2, 8, 32]),
+            pause_ns: rng.pick(&[0, 0, 1_000, 50_000, 2_000_000]),
+            mix: draw_mix(rng),
+            window_blocks: if small { 2048 } else { rng.pick(&[4, 16, 64, 256, 1024]) },
+            command_permille: rng.pick(&[10, 30, 80, 200]),
+            command_weights: draw_weights(rng),
+            commands_max: rng.pick(&[1, 1, 2, 6]),
+            crash_every: rng.pick(&[0, 40, 150, 400, 400, 1000]),
+            power_permille: rng.pick(&[0, 500, 700, 1000]),
+            nested_permille: rng.pick(&[0, 200, 500]),
+            odd_segments: rng.chance(200),
+            last_crash: rng.chance(500),
+            idle_ticks: rng.chance(300),
+            ops,
+        }
+    }
+}
+
+fn draw_latency(rng: &mut Rng) -> Latency {
+    let (min_ns, spread_ns) =
+        rng.pick(&[(0, 0), (500, 2_000), (10_000, 40_000), (60_000, 60_000), (1_000, 900_000)]);
+    let tail = rng.chance(400);
+    Latency {
+        min_ns,
+        spread_ns,
+        tail_per_10k: if tail { rng.pick(&[20, 100, 500]) } else { 0 },
+        tail_ns: rng.pick(&[2_000_000, 50_000_000, 3_000_000_000]),
+        flush_factor: rng.pick(&[1, 4, 20]),
+    }
+}
+
+fn draw_faults(rng: &mut Rng) -> Faults {
+    if rng.chance(600) {
+        return Faults::default();
+    }
+    let rates = [0, 0, 5, 30, 200];
+    Faults {
+        read: rng.pick(&rates),
+        write: rng.pick(&rates),
+        flush: rng.pick(&rates),
+        no_space: rng.chance(300),
+    }
+}
+
+fn draw_mix(rng: &mut Rng) -> RequestMix {
+    let on = |rng: &mut Rng, weight: u32| if rng.chance(650) { weight } else { 0 };
+    RequestMix {
+        weights: [
+            rng.pick(&[10, 30, 60]),
+            rng.pick(&[30, 50, 80]),
+            on(rng, 6),
+            on(rng, 10),
+            on(rng, 10),
+            on(rng, 2),
+        ],
+        lengths: [on(rng, 40), rng.pick(&[5, 40, 80]), on(rng, 30), on(rng, 4), on(rng, 1)],
+        fua_permille: rng.pick(&[0, 0, 50, 300]),
+        hot_permille: rng.pick(&[700, 950, 1000]),
+    }
+}
+
+fn draw_weights(rng: &mut Rng) -> [u32; 12] {
+    const FULL: [u32; 12] = [4, 10, 30, 10, 4, 8, 5, 4, 12, 5, 8, 6];
+    let mut weights = FULL.map(|weight| if rng.chance(700) { weight } else { 0 });
+    if weights.iter().all(|weight| *weight == 0) {
+        weights = FULL;
+    }
+    weights
+}

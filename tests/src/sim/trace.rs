@@ -1,0 +1,54 @@
+//! The running hash over everything that happens, and the event log of `--log`.
+
+use super::rng::mix;
+
+/// What a run did, as one number and, if asked for, as lines.
+#[derive(Debug, Default)]
+pub struct Trace {
+    hash: u64,
+    lines: bool,
+}
+
+impl Trace {
+    /// A fresh hash; `lines` prints each event as well.
+    pub fn new(lines: bool) -> Trace {
+        Trace { hash: 0x1A31, lines }
+    }
+
+    /// The hash so far.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Takes one event into the hash.
+    pub fn note(&mut self, kind: &str, facts: [u64; 3]) {
+        let name = kind.bytes().fold(0u64, |sum, byte| sum << 7 ^ sum >> 57 ^ u64::from(byte));
+        for fact in [name, facts[0], facts[1], facts[2]] {
+            self.hash = mix(self.hash ^ fact);
+        }
+    }
+
+    /// Prints a line, if lines were asked for.
+    pub fn line(&self, now_ns: u64, text: impl FnOnce() -> String) {
+        if self.lines {
+            println!("{:>12}.{:03} us  {}", now_ns / 1000, now_ns % 1000, text());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_and_content_change_the_hash() {
+        let run = |events: &[(&str, u64)]| {
+            let mut trace = Trace::new(false);
+            events.iter().for_each(|(kind, fact)| trace.note(kind, [*fact, 0, 0]));
+            trace.hash()
+        };
+        assert_eq!(run(&[("a", 1), ("b", 2)]), run(&[("a", 1), ("b", 2)]));
+        assert_ne!(run(&[("a", 1), ("b", 2)]), run(&[("b", 2), ("a", 1)]));
+        assert_ne!(run(&[("a", 1)]), run(&[("a", 2)]));
+    }
+}

@@ -1,0 +1,536 @@
+//! The host: one production engine, one simulated base device, clients, commands, and crashes.
+//!
+//! ```text
+//!  turn:  base events due ─▶ commands, requests ─▶ tick ─▶ start base I/O ─▶ take answers
+//!           ▲                                                                    │
+//!           └── crash? else virtual time jumps to the next thing that happens ◀──┘
+//! ```
+//!
+//! Nothing here reads a clock or draws chance but from the seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lamina_bdev::{
+    Config, Engine, EngineState, ErrorKind, FormatParams, Handle, LABEL_BYTES, Name, Seg,
+    StoreLabel, Uuid, format_plan, read_label,
+};
+
+use super::base::Base;
+use super::commands::{Intent, Pending};
+use super::model::{Model, Place, Uid};
+use super::ops::NEVER;
+use super::pattern::OpId;
+use super::plan::{Faults, Lie, Plan};
+use super::power::Crash;
+use super::requests::{Errand, Flight};
+use super::rng::Rng;
+use super::trace::Trace;
+
+/// Virtual time within which everything must end once faults have stopped, ns.
+const PATIENCE_NS: u64 = 600_000_000_000;
+/// Turns within which it must end.
+const PATIENCE_TURNS: u64 = 400_000;
+/// Turns in a row that may change nothing.
+const STILL_TURNS: u64 = 20_000;
+/// Crashes within one recovery, at most.
+const NESTED_MAX: u32 = 4;
+
+/// A handle that requests may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Attachment {
+    /// What it shows.
+    pub place: Place,
+    /// The engine's name for it.
+    pub handle: Handle,
+    /// Requests in flight on it.
+    pub in_flight: usize,
+    /// No new requests: it is to be detached.
+    pub closing: bool,
+}
+
+/// Everything of one run.
+pub struct World {
+    pub(super) seed: u64,
+    pub(super) plan: Plan,
+    pub(super) lie: Lie,
+    pub(super) rng: Rng,
+    pub(super) trace: Trace,
+    pub(super) base: Base,
+    pub(super) model: Model,
+    pub(super) config: Config,
+    engine: Option<Engine>,
+    label: StoreLabel,
+    pub(super) now: u64,
+    pub(super) step: u64,
+    pub(super) issued: u64,
+    pub(super) crashes: u64,
+    cookies: u64,
+    // Requests.
+    pub(super) flights: BTreeMap<u64, Flight>,
+    pub(super) parked: Option<Flight>,
+    pub(super) errands: VecDeque<Errand>,
+    pub(super) shrinks: Vec<(Place, u64, u64)>,
+    pub(super) scratch: Vec<u8>,
+    next_issue: u64,
+    willing: bool,
+    // Commands.
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) half_done: Vec<Intent>,
+    pub(super) cut_shrinks: Vec<(Uid, u64, OpId)>,
+    pub(super) attachments: BTreeMap<u32, Attachment>,
+    pub(super) attachment_count: u32,
+    pub(super) doomed: BTreeSet<Uid>,
+    pub(super) disks_to_make: usize,
+    // This life of the engine.
+    recovered: bool,
+    progress: (u64, u64),
+    nested: u32,
+    next_crash: u64,
+    pub(super) flush_failed_at: u64,
+    pub(super) errors_seen: u32,
+    pub(super) no_space_seen: u64,
+    /// No more requests, crashes and faults but what the last phase asks for.
+    pub(super) calm: bool,
+    /// Free and pending blocks of the empty store.
+    pub(super) empty_blocks: Option<u64>,
+    segs: Vec<Seg>,
+}
+
+impl World {
+    /// A formatted store on a fresh device, its engine about to open.
+    ///
+    /// # Errors
+    /// The store could not be made.
+    pub fn new(seed: u64, ops: u64, lie: Lie, log: bool) -> Result<World, String> {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::draw(&mut rng, ops);
+        match lie {
+            Lie::None => {}
+            Lie::Flush | Lie::Tear => {
+                plan.traits.volatile_cache = true;
+                plan.traits.atomic_4k |= lie == Lie::Tear;
+                plan.power_permille = 1000;
+                plan.crash_every = 150;
+            }
+            Lie::Forget => (plan.power_permille, plan.crash_every) = (0, 150),
+        }
+        let rubbish = plan.rubbish.then(|| rng.next());
+        let mut base = Base::new(plan.traits, rubbish, rng.next());
+        let label = format(&plan, &mut base, seed)?;
+        let trace = Trace::new(log);
+        trace.line(0, || format!("seed {seed}: {plan:#?}"));
+        let config = plan.config;
+        let disks_to_make = plan.disks;
+        let mut world = World {
+            seed,
+            plan,
+            lie,
+            rng,
+            trace,
+            base,
+            model: Model::default(),
+            config,
+            engine: None,
+            label,
+            now: 0,
+            step: 0,
+            issued: 0,
+            crashes: 0,
+            cookies: 0,
+            flights: BTreeMap::new(),
+            parked: None,
+            errands: VecDeque::new(),
+            shrinks: Vec::new(),
+            scratch: Vec::new(),
+            next_issue: 0,
+            willing: true,
+            pending: BTreeMap::new(),
+            half_done: Vec::new(),
+            cut_shrinks: Vec::new(),
+            attachments: BTreeMap::new(),
+            attachment_count: 0,
+            doomed: BTreeSet::new(),
+            disks_to_make,
+            recovered: false,
+            progress: (0, 0),
+            nested: 0,
+            next_crash: NEVER,
+            flush_failed_at: NEVER,
+            errors_seen: 0,
+            no_space_seen: 0,
+            calm: false,
+            empty_blocks: None,
+            segs: Vec::new(),
+        };
+        world.open();
+        Ok(world)
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("the engine lives between open and crash")
+    }
+
+    pub(super) fn engine_mut(&mut self) -> &mut Engine {
+        self.engine.as_mut().expect("the engine lives between open and crash")
+    }
+
+    /// A fresh cookie for a request or command.
+    pub(super) fn new_cookie(&mut self) -> u64 {
+        self.cookies += 1;
+        self.cookies
+    }
+
+    /// Opens the engine on what the device holds.
+    fn open(&mut self) {
+        self.recovered = false;
+        self.flush_failed_at = NEVER;
+        self.errors_seen = 0;
+        let faults =
+            if self.calm || self.nested > 1 { Faults::default() } else { self.plan.faults };
+        // The first opening is not under test: it measures the empty store.
+        let faults = if self.empty_blocks.is_none() { Faults::default() } else { faults };
+        self.base.behave(self.plan.latency, faults, self.lie);
+        if self.rng.chance(200) {
+            self.config.cache_bytes = self.rng.pick(&[1, 2, 8]) << 20;
+        }
+        let (config, traits, shard) = (self.config, self.plan.traits, self.plan.shard);
+        self.engine = Some(Engine::open(config, traits, &self.label, shard));
+        self.draw_next_crash();
+    }
+
+    fn draw_next_crash(&mut self) {
+        let every = self.plan.crash_every;
+        self.next_crash = NEVER;
+        if self.calm || every == 0 || self.empty_blocks.is_none() {
+            return;
+        }
+        let nested = self.crashes > 0 && !self.recovered;
+        let wait =
+            if nested && self.nested < NESTED_MAX && self.rng.chance(self.plan.nested_permille) {
+                self.rng.between(1, 40)
+            } else {
+                self.rng.around(every)
+            };
+        self.next_crash = self.base.happened + wait;
+    }
+
+    /// No crash is due any more.
+    pub(super) fn forget_crash(&mut self) {
+        self.next_crash = NEVER;
+    }
+
+    /// Until all operations have been given.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn run(&mut self) -> Result<(), String> {
+        while self.issued < self.plan.ops || !self.recovered {
+            self.turn()?;
+            if self.step > PATIENCE_TURNS * 10 {
+                return Err(format!("only {} operations after {} turns", self.issued, self.step));
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn of the host's loop.
+    pub(super) fn turn(&mut self) -> Result<(), String> {
+        self.step += 1;
+        super::note_step(self.step);
+        self.deliver();
+        if self.recovered {
+            self.issue()?;
+        }
+        let now = self.now;
+        self.engine_mut().tick(now);
+        self.start_io()?;
+        self.take_dones()?;
+        self.take_replies()?;
+        self.take_events();
+        self.watch_state()?;
+        self.watch_progress()?;
+        if self.base.happened >= self.next_crash || self.reopening_due() {
+            let power = self.rng.chance(self.plan.power_permille);
+            self.crash(if power { Crash::Power } else { Crash::Kill })?;
+            return Ok(());
+        }
+        self.pass_time()
+    }
+
+    /// Something must happen now and then, or the engine turns for nothing.
+    fn watch_progress(&mut self) -> Result<(), String> {
+        let mark = self.base.happened + self.cookies + self.model.clock;
+        if mark != self.progress.0 {
+            self.progress = (mark, self.step);
+        }
+        if self.step - self.progress.1 < STILL_TURNS {
+            return Ok(());
+        }
+        Err(self.stuck("nothing has happened for many turns"))
+    }
+
+    fn stuck(&self, why: &str) -> String {
+        let engine = self.engine();
+        let requests: Vec<u64> = self.flights.keys().copied().collect();
+        let commands: Vec<u64> = self.pending.keys().copied().collect();
+        format!(
+            "{why}: requests {requests:?} and commands {commands:?} are in flight, {} base \
+             operations; engine {:?}, busy {}, deadline {:?}, now {}",
+            self.base.in_flight(),
+            engine.state(),
+            engine.busy(),
+            engine.deadline_ns(),
+            self.now
+        )
+    }
+
+    /// After errors the host reopens the store, sooner or later.
+    fn reopening_due(&mut self) -> bool {
+        let errors = self.errors_seen;
+        errors >= 100 || errors > 0 && self.recovered && self.rng.chance(2 + 5 * errors)
+    }
+
+    fn deliver(&mut self) {
+        let batch = self.rng.pick(&[1, 4, 1000]);
+        for _ in 0..batch {
+            let Some((tag, result)) = self.base.poll(self.now) else { return };
+            let now = self.now;
+            self.trace.note("complete", [tag.0, u64::from(result.is_ok()), 0]);
+            self.trace.line(now, || format!("  base: {tag:?} {result:?}"));
+            if result.is_err() && self.base.injected.flushes > 0 && self.flush_failed_at == NEVER {
+                self.flush_failed_at = self.model.tick();
+            }
+            self.engine_mut().complete(tag, result);
+        }
+    }
+
+    fn issue(&mut self) -> Result<(), String> {
+        if self.calm {
+            // Only what the last phase has asked for.
+            while !self.errands.is_empty() || self.parked.is_some() {
+                if !self.issue_request()? {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        self.issue_chores()?;
+        if self.now < self.next_issue || self.issued >= self.plan.ops {
+            return Ok(());
+        }
+        let before = self.issued;
+        for _ in 0..self.rng.between(1, self.plan.burst) {
+            if self.rng.chance(self.plan.command_permille) {
+                self.issue_command();
+            } else if !self.issue_request()? {
+                break;
+            }
+        }
+        self.willing = self.issued > before;
+        if self.plan.pause_ns > 0 && self.willing {
+            self.next_issue = self.now + self.rng.around(self.plan.pause_ns);
+        }
+        Ok(())
+    }
+
+    /// Starts what the engine wants of the base.
+    fn start_io(&mut self) -> Result<(), String> {
+        let region = self.label.first_region + u64::from(self.plan.shard) * self.label.region_bytes;
+        while let Some(io) = self.engine_mut().next_io() {
+            let mut segs = std::mem::take(&mut self.segs);
+            if io.first.len == io.len as usize {
+                segs.clear();
+                segs.push(io.first);
+            } else {
+                self.engine().gather(&io, &mut segs);
+            }
+            let bytes: usize = segs.iter().map(|seg| seg.len).sum();
+            let flush = io.op == lamina_bdev::BaseOp::Flush;
+            let aligned = io.offset % 512 == 0 && io.len % 512 == 0;
+            let inside = io
+                .offset
+                .checked_add(u64::from(io.len))
+                .is_some_and(|end| end <= self.label.region_bytes);
+            if !aligned || !inside || bytes != io.len as usize || flush != (io.len == 0) {
+                return Err(format!("a base operation against the rules: {io:?}, {bytes} bytes"));
+            }
+            let now = self.now;
+            self.trace.note("io", [io.op as u64, io.offset, u64::from(io.len)]);
+            self.trace.line(now, || {
+                format!("  base: {:?} start {:?} {:#x}+{:#x}", io.tag, io.op, io.offset, io.len)
+            });
+            self.base.start(&io, region + io.offset, &segs, now);
+            self.segs = segs;
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.engine_mut().next_event() {
+            let now = self.now;
+            self.trace.line(now, || {
+                format!("engine{}: {}", if event.severe { " (severe)" } else { "" }, event.text)
+            });
+        }
+    }
+
+    fn watch_state(&mut self) -> Result<(), String> {
+        match (self.engine().state(), self.recovered) {
+            (EngineState::Opening, false) | (EngineState::Ready, true) => Ok(()),
+            (EngineState::Ready, false) => {
+                self.recovered = true;
+                self.nested = 0;
+                self.draw_next_crash();
+                self.base.behave(self.plan.latency, self.current_faults(), self.lie);
+                let now = self.now;
+                self.trace.note("ready", [self.crashes, 0, 0]);
+                self.trace.line(now, || "the store is open".to_string());
+                self.reconcile()?;
+                if !self.calm && self.rng.chance(300) {
+                    self.wish_reads();
+                }
+                Ok(())
+            }
+            (EngineState::Failed, false) => self.judge_failed_open(),
+            (state, _) => Err(format!("the engine is {state:?} after it was ready")),
+        }
+    }
+
+    fn current_faults(&self) -> Faults {
+        if self.calm { Faults::default() } else { self.plan.faults }
+    }
+
+    fn judge_failed_open(&mut self) -> Result<(), String> {
+        let error = self.engine().open_error().cloned();
+        let Some(error) = error else {
+            return Err("opening failed without an error".to_string());
+        };
+        if error.kind != ErrorKind::Io || !self.base.injected.any() {
+            return Err(format!("opening failed: {:?}: {error}", error.kind));
+        }
+        self.crash(Crash::Kill)
+    }
+
+    /// The engine dies; what is left is opened again.
+    pub(super) fn crash(&mut self, crash: Crash) -> Result<(), String> {
+        self.crashes += 1;
+        self.nested += u32::from(!self.recovered);
+        self.propose_pending();
+        let lossy = self.base.crash(crash);
+        let now = self.now;
+        self.trace.note("crash", [crash as u64, u64::from(lossy), self.base.happened]);
+        self.engine = None;
+        self.flights.clear();
+        self.parked = None;
+        self.errands.clear();
+        self.attachments.clear();
+        self.shrinks.clear();
+        self.model.crash(lossy);
+        let clock = self.model.clock;
+        self.trace.line(now, || format!("event {clock} crash: {crash:?}, lossy: {lossy}"));
+        if self.nested > NESTED_MAX * 4 {
+            return Err("it never opens".to_string());
+        }
+        self.open();
+        Ok(())
+    }
+
+    /// Virtual time goes to the next thing that happens.
+    fn pass_time(&mut self) -> Result<(), String> {
+        if self.engine().busy() || self.plan.idle_ticks && self.rng.chance(300) {
+            self.now += self.rng.between(200, 3_000);
+            return Ok(());
+        }
+        let may_issue = self.recovered && !self.calm && self.issued < self.plan.ops;
+        let could_issue = may_issue && (self.willing || self.next_issue > self.now);
+        let wanted = [
+            self.base.next_time(),
+            self.engine().deadline_ns(),
+            could_issue.then_some(self.next_issue),
+        ];
+        match wanted.into_iter().flatten().min() {
+            Some(at) => self.now = self.now.max(at),
+            None if self.idle() || may_issue && self.flights.is_empty() => {}
+            // The last phase reads on with the next turn.
+            None if self.calm && self.flights.is_empty() && self.pending.is_empty() => {}
+            None => {
+                return Err(self.stuck("there is nothing to wait for"));
+            }
+        }
+        self.now += self.rng.below(200);
+        Ok(())
+    }
+
+    /// Nothing is in flight above or below.
+    pub(super) fn idle(&self) -> bool {
+        self.recovered
+            && self.flights.is_empty()
+            && self.parked.is_none()
+            && self.pending.is_empty()
+            && self.errands.is_empty()
+            && self.base.in_flight() == 0
+    }
+
+    /// Turns until nothing is in flight and the engine rests.
+    pub(super) fn drain(&mut self) -> Result<(), String> {
+        let (step, now) = (self.step, self.now);
+        while !self.idle() || self.engine().busy() {
+            self.turn()?;
+            if self.step - step > PATIENCE_TURNS || self.now - now > PATIENCE_NS {
+                return Err(self.stuck("it does not come to rest"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The hash over all events so far.
+    pub fn hash(&self) -> u64 {
+        self.trace.hash()
+    }
+
+    /// Turns so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Crashes so far.
+    pub fn crash_count(&self) -> u64 {
+        self.crashes
+    }
+
+    /// Ends the run without a crash of its own.
+    pub fn close(mut self) -> Trace {
+        // The engine goes before the memory of requests in flight.
+        self.engine = None;
+        self.trace
+    }
+}
+
+/// Writes a new store onto the device.
+fn format(plan: &Plan, base: &mut Base, seed: u64) -> Result<StoreLabel, String> {
+    let params = FormatParams {
+        uuid: Uuid(std::array::from_fn(|i| (seed >> (i % 8 * 8)) as u8 ^ i as u8)),
+        name: Name::new("simulated").expect("a lawful name"),
+        device_bytes: plan.device_bytes,
+        shards: plan.shards,
+        journal_bytes: plan.journal_bytes,
+        time: 1_700_000_000,
+    };
+    let writes = format_plan(&params).map_err(|error| format!("format: {error}"))?;
+    for write in writes {
+        let end = write.offset + write.bytes.len() as u64;
+        if write.offset % 4096 != 0 || write.bytes.len() % 4096 != 0 || end > plan.device_bytes {
+            return Err(format!("format writes {} bytes at {}", write.bytes.len(), write.offset));
+        }
+        base.install(write.offset, &write.bytes);
+    }
+    let mut first = vec![0; LABEL_BYTES];
+    base.peek(0, &mut first);
+    let label =
+        read_label(&first, plan.device_bytes).map_err(|error| format!("read_label: {error}"))?;
+    let end = label.first_region + u64::from(plan.shards) * label.region_bytes;
+    if end > plan.device_bytes || label.shards != plan.shards {
+        return Err(format!("the label does not fit the device: {label:?}"));
+    }
+    Ok(label)
+}
