@@ -124,6 +124,8 @@ pub struct Engine {
     pub(crate) attachments: Vec<Attachment>,
     /// Record slots of disks that could not be opened; not reused.
     pub(crate) lost: Vec<u32>,
+    /// Free record slots that hold something of a checkpoint that never committed.
+    pub(crate) scrub: Vec<u32>,
     pub(crate) next_view: u32,
     pub(crate) journal: Journal,
     pub(crate) flush: Flush,
@@ -188,6 +190,7 @@ impl Engine {
             disks: Vec::new(),
             attachments: Vec::new(),
             lost: Vec::new(),
+            scrub: Vec::new(),
             next_view: VIEW_TREES,
             journal: Journal::new(journal_pages),
             flush: Flush::default(),

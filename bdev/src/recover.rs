@@ -305,6 +305,9 @@ impl Engine {
                     return Err(Damage::Identity);
                 }
                 let record = disk_record::read(recovery.block(0, 2 * i + side.current))?;
+                if record.state == RecordState::Free && side.stale_other {
+                    self.scrub.push(slot as u32);
+                }
                 self.disk_from(record, side)
             });
             match disk {

@@ -81,8 +81,11 @@ impl Engine {
         let op = &self.slots[index];
         let (tree, disk, leaf) = (op.tree, op.disk, op.leaf_index);
         let end = self.hole_end(tree, leaf);
-        // Leaves that only exist in RAM so far are in no parent.
+        // Leaves that only exist in RAM so far are in no parent, nor are those being written to.
         let end = self.checkpoint.first_dirty(disk, leaf + 1, end).unwrap_or(end);
+        let held = self.slots.ops.iter().filter(|o| o.leaf != NONE && o.tree == tree);
+        let held = held.map(|o| o.leaf_index).filter(|i| (leaf + 1..end).contains(i)).min();
+        let end = held.unwrap_or(end);
         let op = &mut self.slots[index];
         let whole_blocks = op.len - (op.offset + op.len) % BLOCK_SIZE as u64;
         let to = (end << (12 + LEVEL_BITS)).saturating_sub(op.offset);

@@ -152,10 +152,10 @@ impl Disk {
         self.newest = self.snaps.last().map_or(0, |s| s.id);
     }
 
-    /// True if a block or node dropped from the live tree may be one that the reaper has passed, so
-    /// that only the next checkpoint can tell whether it is free.
+    /// True if the newest snapshot is being deleted: whether a block dropped from the live tree is
+    /// free then depends on where the reaper is, which only the next checkpoint can tell.
     pub fn ambiguous(&self) -> bool {
-        self.reaping != REAP_NONE && self.reaping == self.newest
+        self.snaps.last().is_some_and(|s| s.dying)
     }
 
     /// The newest snapshot older than epoch `epoch` that holds leaves up to (not including)
@@ -220,6 +220,7 @@ mod tests {
         assert_eq!([1, 2, 3, 9, 10].map(|e| disk.newest_before(e, 100)), [0, 0, 2, 5, 9]);
         disk.reaping = 9;
         disk.reap_cursor = 50;
+        disk.snaps[2].dying = true;
         assert!(disk.ambiguous());
         assert_eq!([50, 51].map(|end| disk.newest_before(10, end)), [5, 9]);
     }

@@ -196,6 +196,7 @@ impl Engine {
         self.leave_lane(index);
         let slot = std::mem::replace(&mut self.slots[index].leaf, NONE);
         self.cache.unpin(slot);
+        self.unpark |= !self.parked.is_empty();
         if self.slots[index].status != Status::Ok {
             let status = self.slots[index].status;
             self.finish(index, status);

@@ -148,10 +148,10 @@ impl Engine {
         let (first, count) = (op.first, op.count);
         if std::mem::take(&mut op.locked) {
             self.cache.clear_busy(slot, first, count);
+            self.unpark |= !self.parked.is_empty();
         }
         self.wake_leaf(slot);
         self.cache.unpin(slot);
-        self.unpark |= !self.parked.is_empty();
     }
 
     fn wake_leaf(&mut self, slot: u32) {

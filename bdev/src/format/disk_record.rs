@@ -48,6 +48,29 @@ pub(crate) struct DiskRecord {
     pub blob: Vec<u8>,
 }
 
+impl DiskRecord {
+    /// An unused slot.
+    pub fn free() -> DiskRecord {
+        DiskRecord {
+            state: State::Free,
+            name: Name::EMPTY,
+            uuid: Uuid([0; 16]),
+            size: 0,
+            root: 0,
+            root_level: 0,
+            epoch: 0,
+            mapped: 0,
+            created: 0,
+            origin: None,
+            log_head: 0,
+            log_blocks: 0,
+            reaping: REAP_NONE,
+            reap_cursor: 0,
+            blob: Vec::new(),
+        }
+    }
+}
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRecord {

@@ -338,7 +338,8 @@ impl Engine {
 
     pub(crate) fn checkpoint_deadline(&self) -> Option<u64> {
         let dirty = self.checkpoint.has_changes() || self.journal.used() > 0;
-        let waiting = self.checkpoint.phase == Phase::Idle && self.failed.is_none() && dirty;
+        let ready = self.state == EngineState::Ready && self.failed.is_none();
+        let waiting = ready && self.checkpoint.phase == Phase::Idle && dirty;
         waiting.then_some(self.checkpoint.last_ns + CHECKPOINT_INTERVAL_NS)
     }
 

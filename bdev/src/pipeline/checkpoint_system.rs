@@ -240,7 +240,7 @@ impl Engine {
         loop {
             let at = self.checkpoint.cursor;
             if at >= self.disks.len() {
-                return Step::Done;
+                return self.scrub_step();
             }
             let due = self.disks[at].as_ref().is_some_and(|d| d.dirty);
             if due && !self.write_record(at as u32) {
@@ -251,6 +251,26 @@ impl Engine {
                 return Step::Go;
             }
         }
+    }
+
+    /// Overwrites, in free record slots, what a checkpoint that never committed left behind.
+    fn scrub_step(&mut self) -> Step {
+        let Some(&slot) = self.scrub.last() else { return Step::Done };
+        if self.checkpoint.writes.iter().filter(|w| w.is_none()).count() < 2 {
+            return Step::Wait;
+        }
+        let record = DiskRecord::free();
+        let pair = self.superblock.geometry.records + 2 * u64::from(slot);
+        let (store, shard) = (self.store, self.shard);
+        let generation = self.superblock.generation + 1;
+        for address in pair..pair + 2 {
+            let wrote = self.write_page(address, |b| {
+                disk_record::write(b, &record, slot, store, shard, address, generation);
+            });
+            assert!(wrote, "two writers were free");
+        }
+        self.scrub.pop();
+        Step::Go
     }
 
     fn write_record(&mut self, slot: u32) -> bool {

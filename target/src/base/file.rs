@@ -242,7 +242,8 @@ fn lock(file: &File, path: &Path) -> Result<(), Error> {
         Some(libc::EAGAIN | libc::EACCES) => Error::new(
             ErrorKind::Busy,
             format!(
-                "{} is in use: another laminad (or another program) holds its lock; stop that one first",
+                "{} is in use: another laminad (or another program) holds its lock; \
+                 stop that one first",
                 path.display()
             ),
         ),
@@ -307,7 +308,8 @@ fn open_error(path: &Path, e: &io::Error) -> Error {
         Some(libc::ENAMETOOLONG | libc::ENOTDIR | libc::ELOOP) => {
             Error::new(ErrorKind::Invalid, format!("{path} is not a usable path: {e}"))
         }
-        Some(libc::EFBIG | libc::EINVAL) => Error::new(
+        // No number: a size that does not fit the system call.
+        Some(libc::EFBIG | libc::EINVAL) | None => Error::new(
             ErrorKind::Invalid,
             format!("{path}: the file system does not allow this size: {e}"),
         ),

@@ -25,7 +25,8 @@ impl RamDevice {
             Error::new(
                 ErrorKind::NoSpace,
                 format!(
-                    "{size} bytes of RAM for a store are not there ({why}): use a smaller size or a file"
+                    "{size} bytes of RAM for a store are not there ({why}): \
+                     use a smaller size or a file"
                 ),
             )
         };

@@ -65,7 +65,8 @@ pub fn encode(exports: &[ExportRecord]) -> Result<Vec<u8>, Error> {
     let blob = blob.expect("plain data has a JSON form");
     if blob.len() > limits::BLOB_LEN_MAX {
         let why = format!(
-            "the disk has {} exports already, and no more fit: use shorter socket names, or end one",
+            "the disk has {} exports already, and no more fit: \
+             use shorter socket names, or end one",
             exports.len() - 1
         );
         return Err(Error::new(ErrorKind::NoSpace, why));
@@ -87,7 +88,10 @@ mod tests {
         let blob = encode(&exports).unwrap();
         assert_eq!(
             std::str::from_utf8(&blob).unwrap(),
-            r#"{"exports":[{"ctrlr":"vm1","dev":"disk","readonly":false,"num_queues":4},{"ctrlr":"/run/x y","dev":{"snapshot":3},"readonly":false,"num_queues":4}]}"#
+            concat!(
+                r#"{"exports":[{"ctrlr":"vm1","dev":"disk","readonly":false,"num_queues":4},"#,
+                r#"{"ctrlr":"/run/x y","dev":{"snapshot":3},"readonly":false,"num_queues":4}]}"#
+            )
         );
         assert_eq!(decode(&blob).unwrap(), exports);
         assert_eq!(encode(&[]).unwrap(), b"");

@@ -57,7 +57,8 @@ impl Device {
         }
         if !Path::new(path).is_absolute() {
             return Err(invalid(format!(
-                "{path:?} is relative, and the daemon may run elsewhere: give an absolute path, or ram:SIZE"
+                "{path:?} is relative, and the daemon may run elsewhere: \
+                 give an absolute path, or ram:SIZE"
             )));
         }
         if !Path::new(path).exists() {

@@ -123,7 +123,8 @@ pub fn find(stores: &[Arc<Store>], text: &str) -> Result<Found, Error> {
                 format!("there is no {text:?}: no store {name:?} is open")
             }
             (false, _) => format!(
-                "there is no disk or snapshot {text:?}: lamina disk list and lamina tree show what there is"
+                "there is no disk or snapshot {text:?}: \
+                 lamina disk list and lamina tree show what there is"
             ),
         };
         Error::new(ErrorKind::NotFound, why)

@@ -29,7 +29,8 @@ pub(super) fn socket_path(folder: &Path, ctrlr: &str) -> Result<PathBuf, Error> 
     let length = path.as_os_str().len();
     if length > CTRLR_LEN_MAX {
         return invalid(format!(
-            "the socket path {} has {length} bytes and may have {CTRLR_LEN_MAX}: choose a shorter one",
+            "the socket path {} has {length} bytes and may have {CTRLR_LEN_MAX}: \
+             choose a shorter one",
             path.display()
         ));
     }

@@ -67,7 +67,10 @@ fn places_where_no_store_can_be_made() {
     let mut daemon = Daemon::start(&dir, &[]);
     create_store(&mut daemon, &dir, "pool", 1);
     std::fs::write(dir.path("noise"), vec![0x5a; 64 << 20]).unwrap();
-    let create = |name: &str, file: &str, size: Option<u64>| json!({ "name": name, "path": dir.text(file), "size": size });
+    let create = |name: &str, file: &str, size: Option<u64>| {
+        let path = dir.text(file);
+        json!({ "name": name, "path": path, "size": size })
+    };
     let method = "lamina_store_create";
     check(
         &mut daemon,

@@ -10,7 +10,7 @@ use lamina_bdev::Command;
 /// Blocks read by one errand.
 const ERRAND_BLOCKS: u64 = 64;
 /// Consistency points within which deleted space must be back.
-const CHECKPOINTS_MAX: u32 = 200;
+const CHECKPOINTS_MAX: u32 = 60;
 
 impl World {
     /// Runs the last phase.

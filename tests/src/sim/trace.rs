@@ -1,5 +1,7 @@
 //! The running hash over everything that happens, and the event log of `--log`.
 
+use std::io::Write;
+
 use super::rng::mix;
 
 /// What a run did, as one number and, if asked for, as lines.
@@ -31,7 +33,9 @@ impl Trace {
     /// Prints a line, if lines were asked for.
     pub fn line(&self, now_ns: u64, text: impl FnOnce() -> String) {
         if self.lines {
-            println!("{:>12}.{:03} us  {}", now_ns / 1000, now_ns % 1000, text());
+            let (us, ns) = (now_ns / 1000, now_ns % 1000);
+            // A reader that has seen enough and closed the pipe is no reason to stop.
+            let _ = writeln!(std::io::stdout(), "{us:>12}.{ns:03} us  {}", text());
         }
     }
 }

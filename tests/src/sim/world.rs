@@ -83,6 +83,8 @@ pub struct World {
     pub(super) disks_to_make: usize,
     // This life of the engine.
     recovered: bool,
+    /// Opened, but not ticked yet.
+    fresh: bool,
     progress: (u64, u64),
     nested: u32,
     next_crash: u64,
@@ -152,6 +154,7 @@ impl World {
             doomed: BTreeSet::new(),
             disks_to_make,
             recovered: false,
+            fresh: true,
             progress: (0, 0),
             nested: 0,
             next_crash: NEVER,
@@ -195,6 +198,7 @@ impl World {
         }
         let (config, traits, shard) = (self.config, self.plan.traits, self.plan.shard);
         self.engine = Some(Engine::open(config, traits, &self.label, shard));
+        self.fresh = true;
         self.draw_next_crash();
     }
 
@@ -204,13 +208,13 @@ impl World {
         if self.calm || every == 0 || self.empty_blocks.is_none() {
             return;
         }
-        let nested = self.crashes > 0 && !self.recovered;
-        let wait =
-            if nested && self.nested < NESTED_MAX && self.rng.chance(self.plan.nested_permille) {
-                self.rng.between(1, 40)
-            } else {
-                self.rng.around(every)
-            };
+        let wait = if self.recovered {
+            self.rng.around(every)
+        } else if self.nested < NESTED_MAX && self.rng.chance(self.plan.nested_permille) {
+            self.rng.between(1, 60)
+        } else {
+            return;
+        };
         self.next_crash = self.base.happened + wait;
     }
 
@@ -242,6 +246,7 @@ impl World {
             self.issue()?;
         }
         let now = self.now;
+        self.fresh = false;
         self.engine_mut().tick(now);
         self.start_io()?;
         self.take_dones()?;
@@ -437,7 +442,7 @@ impl World {
 
     /// Virtual time goes to the next thing that happens.
     fn pass_time(&mut self) -> Result<(), String> {
-        if self.engine().busy() || self.plan.idle_ticks && self.rng.chance(300) {
+        if self.fresh || self.engine().busy() || self.plan.idle_ticks && self.rng.chance(300) {
             self.now += self.rng.between(200, 3_000);
             return Ok(());
         }
@@ -450,9 +455,7 @@ impl World {
         ];
         match wanted.into_iter().flatten().min() {
             Some(at) => self.now = self.now.max(at),
-            None if self.idle() || may_issue && self.flights.is_empty() => {}
-            // The last phase reads on with the next turn.
-            None if self.calm && self.flights.is_empty() && self.pending.is_empty() => {}
+            None if self.recovered && self.flights.is_empty() && self.pending.is_empty() => {}
             None => {
                 return Err(self.stuck("there is nothing to wait for"));
             }
