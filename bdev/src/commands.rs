@@ -129,7 +129,7 @@ impl Engine {
     fn unsettled(&self, at: SnapRef) -> Option<bool> {
         let disk = self.disks.get(at.disk.0 as usize)?.as_ref().filter(|d| !d.deleting)?;
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying)?;
-        Some(snap.root.is_none())
+        Some(!snap.written)
     }
 
     /// The snapshot's tree, once it is written and in-place writes older than it are done.
@@ -140,7 +140,13 @@ impl Engine {
             error(ErrorKind::NotFound, text)
         };
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying).ok_or_else(missing)?;
-        Ok(snap.root.filter(|_| snap.drain == 0))
+        Ok(snap.root.filter(|_| snap.written && snap.drain == 0))
+    }
+
+    /// True while writes older than the snapshot may still change its blocks.
+    fn draining(&self, at: SnapRef) -> bool {
+        let disk = self.live(at.disk);
+        disk.is_ok_and(|d| d.snap(at.snap.0).is_some_and(|s| s.drain > 0))
     }
 
     fn live(&self, id: DiskId) -> Result<&Disk, Error> {
@@ -303,6 +309,7 @@ impl Engine {
             size: disk.size,
             mapped: disk.mapped,
             root: None,
+            written: false,
             drain: disk.in_place,
             dying: false,
             attached: 0,
@@ -436,7 +443,12 @@ impl Engine {
                 }
             }
             Command::DeleteDisk(id) => self.delete_disk(*id),
-            Command::DeleteSnapshot(at) => self.delete_snapshot(*at),
+            Command::DeleteSnapshot(at) => {
+                if self.draining(*at) {
+                    return Executed::Later;
+                }
+                self.delete_snapshot(*at)
+            }
             Command::LabelSnapshot(at, label) => self.label_snapshot(*at, *label),
             Command::RenameDisk(id, name) => self.rename_disk(*id, *name),
             Command::SetBlob(id, blob) => self.set_blob(*id, blob),
@@ -506,6 +518,11 @@ impl Engine {
             disk.origin = Some((at.disk.0, at.snap.0));
             self.live_mut(at.disk)?.snap_mut(at.snap.0).expect("settled").clones += 1;
         }
+        if let Some(at) = self.free_records.iter().position(|&(s, _)| s == slot as u32) {
+            // The slot's committed record says it is free: keep that copy until this one commits.
+            disk.side = self.free_records.swap_remove(at).1;
+            disk.fresh = false;
+        }
         if slot == self.disks.len() {
             self.disks.push(Some(disk));
         } else {
@@ -559,9 +576,6 @@ impl Engine {
             let clones = self.clones_of(at.disk, snap.id);
             let text = format!("{what} has clones ({clones}): delete those disks first");
             return Err(error(ErrorKind::Busy, text));
-        }
-        if snap.drain > 0 {
-            return Err(error(ErrorKind::Busy, format!("{what} is still settling; try again")));
         }
         let disk = self.live_mut(at.disk)?;
         disk.dirty = true;

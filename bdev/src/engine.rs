@@ -126,6 +126,8 @@ pub struct Engine {
     pub(crate) lost: Vec<u32>,
     /// Free record slots that hold something of a checkpoint that never committed.
     pub(crate) scrub: Vec<u32>,
+    /// Free record slots that were used before, and which copy says so.
+    pub(crate) free_records: Vec<(u32, usize)>,
     pub(crate) next_view: u32,
     pub(crate) journal: Journal,
     pub(crate) flush: Flush,
@@ -191,6 +193,7 @@ impl Engine {
             attachments: Vec::new(),
             lost: Vec::new(),
             scrub: Vec::new(),
+            free_records: Vec::new(),
             next_view: VIEW_TREES,
             journal: Journal::new(journal_pages),
             flush: Flush::default(),

@@ -305,8 +305,11 @@ impl Engine {
                     return Err(Damage::Identity);
                 }
                 let record = disk_record::read(recovery.block(0, 2 * i + side.current))?;
-                if record.state == RecordState::Free && side.stale_other {
-                    self.scrub.push(slot as u32);
+                if record.state == RecordState::Free {
+                    self.free_records.push((slot as u32, side.current));
+                    if side.stale_other {
+                        self.scrub.push(slot as u32);
+                    }
                 }
                 self.disk_from(record, side)
             });
@@ -448,6 +451,7 @@ impl Engine {
                 size: e.size,
                 mapped: e.mapped,
                 root: Some(Root { address: e.root, level: e.root_level }),
+                written: true,
                 drain: 0,
                 dying: e.dying,
                 attached: 0,

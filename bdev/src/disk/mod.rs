@@ -31,6 +31,8 @@ pub(crate) struct Snap {
     pub mapped: u64,
     /// `None` until a consistency point has written its tree.
     pub root: Option<Root>,
+    /// That consistency point has committed: the tree can be read.
+    pub written: bool,
     /// In-place writes that began before it and are not done.
     pub drain: u64,
     pub dying: bool,
@@ -209,6 +211,7 @@ mod tests {
                 size: 0,
                 mapped: 0,
                 root: None,
+                written: false,
                 drain: 0,
                 dying: false,
                 attached: 0,

@@ -536,12 +536,20 @@ impl Engine {
         self.journal.tail = self.checkpoint.cut;
         self.stats.checkpoints += 1;
         self.checkpoint.newest_superblock = 1 - self.checkpoint.newest_superblock;
+        for at in 0..self.checkpoint.versions.len() {
+            let version = self.checkpoint.versions[at];
+            let disk = self.disks[version.disk as usize].as_mut().expect("not gone yet");
+            if let Some(snap) = disk.snap_mut(version.epoch).filter(|_| !version.live) {
+                snap.written = true;
+            }
+        }
         for (cookie, reply) in std::mem::take(&mut self.checkpoint.replies) {
             self.replies.push_back((cookie, Ok(reply)));
         }
         for id in std::mem::take(&mut self.checkpoint.gone) {
             self.cache.purge(id);
-            self.disks[id as usize] = None;
+            let side = self.disks[id as usize].take().expect("gone only now").side;
+            self.free_records.push((id, side));
         }
         self.unpark = true;
         self.write_superblock(1 - self.checkpoint.newest_superblock);

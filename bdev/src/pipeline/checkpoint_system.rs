@@ -256,19 +256,21 @@ impl Engine {
     /// Overwrites, in free record slots, what a checkpoint that never committed left behind.
     fn scrub_step(&mut self) -> Step {
         let Some(&slot) = self.scrub.last() else { return Step::Done };
-        if self.checkpoint.writes.iter().filter(|w| w.is_none()).count() < 2 {
-            return Step::Wait;
-        }
+        // The copy that counts must stay as it is until this checkpoint has committed.
+        let free = self.free_records.iter_mut().find(|(s, _)| *s == slot).expect("listed with it");
+        let side = 1 - free.1;
         let record = DiskRecord::free();
-        let pair = self.superblock.geometry.records + 2 * u64::from(slot);
+        let address = self.superblock.geometry.records + 2 * u64::from(slot) + side as u64;
         let (store, shard) = (self.store, self.shard);
         let generation = self.superblock.generation + 1;
-        for address in pair..pair + 2 {
-            let wrote = self.write_page(address, |b| {
-                disk_record::write(b, &record, slot, store, shard, address, generation);
-            });
-            assert!(wrote, "two writers were free");
+        let wrote = self.write_page(address, |b| {
+            disk_record::write(b, &record, slot, store, shard, address, generation);
+        });
+        if !wrote {
+            return Step::Wait;
         }
+        let free = self.free_records.iter_mut().find(|(s, _)| *s == slot).expect("listed with it");
+        free.1 = side;
         self.scrub.pop();
         Step::Go
     }

@@ -366,17 +366,20 @@ impl Base {
 
     /// A flush covers what completed before it began; one that fails may drop that for good.
     fn finish_flush(&mut self, flight: &Flight) {
-        let drop_permille = if flight.fails.is_some() { self.rng.pick(&[0, 300, 1000]) } else { 0 };
+        let drop_permille =
+            if flight.fails.is_some() { self.rng.pick(&[0, 300, 1000]) } else { 0u64 };
         if self.lie == Lie::Flush {
             return;
         }
-        let rng = &mut self.rng;
-        self.dirty.retain(|_, dirty| {
+        let drop_seed = self.rng.next();
+        self.dirty.retain(|block, dirty| {
             for piece in dirty.pieces.iter_mut().filter(|p| p.done < flight.began && !p.safe) {
                 if flight.fails.is_none() {
                     piece.safe = !piece.doomed;
                 } else {
-                    piece.doomed |= rng.chance(drop_permille);
+                    // The same for both steps of a write.
+                    let drawn = mix(mix(drop_seed ^ piece.io) ^ *block) % 1000;
+                    piece.doomed |= drawn < drop_permille;
                 }
             }
             !fold(dirty)

@@ -60,14 +60,14 @@ impl World {
         let mut lost: Option<Uid> = None;
         for snap_uid in snaps {
             let snap = self.model.snap_mut(snap_uid);
-            let was_there = snap.exists.now;
+            let not_deleted = snap.exists.now && !snap.exists.was_proposed(&false);
             let found = listed.remove(&snap.uuid);
             let what = format!("after recovery, snapshot {snap_uid} of disk {uid}");
             snap.exists
                 .settle(found.is_some(), lossy)
                 .map_err(|why| format!("{what}: its presence {why}"))?;
             let Some(info) = found else {
-                if was_there && lossy {
+                if not_deleted {
                     lost = lost.or(Some(snap_uid));
                 }
                 continue;

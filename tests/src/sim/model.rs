@@ -58,6 +58,11 @@ impl<T: Clone + PartialEq + std::fmt::Debug> Attr<T> {
         self.unsure.clear();
     }
 
+    /// True if a command cut short would have made it `value`.
+    pub fn was_proposed(&self, value: &T) -> bool {
+        self.proposed.contains(value)
+    }
+
     /// Recovery shows `found`; `lossy` after a power cut.
     ///
     /// # Errors
