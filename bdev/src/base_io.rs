@@ -35,6 +35,13 @@ pub struct BaseIo {
     pub(crate) source: (u32, u32),
 }
 
+impl BaseIo {
+    /// An operation on one piece of memory, as a host's own tests need it.
+    pub fn on(tag: Tag, op: BaseOp, offset: u64, memory: Seg) -> BaseIo {
+        BaseIo { tag, op, offset, len: memory.len as u32, first: memory, source: (0, 0) }
+    }
+}
+
 /// What the engine must know of its base device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BaseTraits {

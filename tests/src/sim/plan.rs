@@ -145,7 +145,8 @@ impl Plan {
         };
         let small = rng.chance(150);
         let shards = rng.pick(&[1, 1, 1, 2, 3]);
-        let mebibytes = if small { 32 } else { rng.pick(&[48, 64, 128, 256, 512]) };
+        let mebibytes =
+            if small { rng.pick(&[17, 20, 32]) } else { rng.pick(&[48, 64, 128, 256, 512]) };
         let slots = rng.pick(&[4, 16, 64, 256, 1024]);
         Plan {
             device_bytes: (mebibytes << 20) * u64::from(shards)
@@ -162,7 +163,7 @@ impl Plan {
             depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
             burst: rng.pick(&[1, 2, 8, 32]),
             pause_ns: rng.pick(&[0, 0, 1_000, 50_000, 2_000_000]),
-            mix: draw_mix(rng),
+            mix: draw_mix(rng, small),
             window_blocks: if small { 2048 } else { rng.pick(&[4, 16, 64, 256, 1024]) },
             command_permille: rng.pick(&[10, 30, 80, 200]),
             command_weights: draw_weights(rng),
@@ -204,7 +205,7 @@ fn draw_faults(rng: &mut Rng) -> Faults {
     }
 }
 
-fn draw_mix(rng: &mut Rng) -> RequestMix {
+fn draw_mix(rng: &mut Rng, fill: bool) -> RequestMix {
     let on = |rng: &mut Rng, weight: u32| if rng.chance(650) { weight } else { 0 };
     RequestMix {
         weights: [
