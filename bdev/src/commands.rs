@@ -91,7 +91,9 @@ impl Engine {
         while let Some((cookie, _)) = self.commands.pop_front() {
             self.refuse(cookie);
         }
-        for (cookie, _) in std::mem::take(&mut self.checkpoint.replies) {
+        let early = std::mem::take(&mut self.checkpoint.replies);
+        let late = std::mem::take(&mut self.checkpoint.late_replies);
+        for (cookie, _) in early.into_iter().chain(late) {
             self.refuse(cookie);
         }
         for at in 0..self.resizes.len() {
@@ -426,6 +428,9 @@ impl Engine {
         for _ in 0..self.commands.len() {
             let (cookie, command) = self.commands.pop_front().expect("counted");
             match self.execute(&command) {
+                Executed::AtCommit(reply) if matches!(command, Command::Checkpoint) => {
+                    self.checkpoint.late_replies.push((cookie, reply));
+                }
                 Executed::AtCommit(reply) => self.checkpoint.replies.push((cookie, reply)),
                 Executed::Now(outcome) => self.replies.push_back((cookie, outcome)),
                 Executed::Later => self.commands.push_back((cookie, command)),

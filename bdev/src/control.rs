@@ -60,7 +60,8 @@ pub enum Command {
     /// Stores up to [`crate::limits::BLOB_LEN_MAX`] bytes of the host's own with the disk (its
     /// exports).
     SetBlob(DiskId, Vec<u8>),
-    /// A consistency point now; the reply comes when it is durable.
+    /// A consistency point now; the reply comes when it is durable and what was freed before it can
+    /// be used again.
     Checkpoint,
 }
 

@@ -137,7 +137,7 @@ fn a_full_store_is_an_error_and_not_the_end() {
     guest.run("tool fill /dev/vda 1 0 16384");
     let (status, said) = guest.try_run("tool fill /dev/vda 2 16384 524288");
     assert_ne!(status, 0, "256 MiB do not fit in a store of 128 MiB");
-    assert!(said.contains("No space left") || said.contains("I/O error"), "{said}");
+    assert!(said.contains("No space left") || said.contains("Input/output error"), "{said}");
     guest.run("tool check /dev/vda 1 0 16384");
     guest.run("blkdiscard -o 8388608 -l 268435456 /dev/vda && sync");
     assert!(daemon.free_bytes() > 32 * MIB, "discard gives space back in a full store");

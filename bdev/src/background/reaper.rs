@@ -126,7 +126,7 @@ impl Engine {
             // Tried again when it is wanted again, but not for ever.
             Err(_) => {
                 self.walker.errors += 1;
-                let give_up = self.walker.errors % 8 == 0;
+                let give_up = self.walker.errors.is_multiple_of(8);
                 if give_up { Buffer::Damaged { address, used } } else { Buffer::Empty }
             }
             Ok(()) => {
@@ -409,6 +409,7 @@ impl Engine {
                 block.used &= !(1 << entry);
                 block.dirty = true;
             }
+            disk.guarded = disk.guarded.max(snap.id);
             disk.refresh_newest();
         }
         disk.reaping = REAP_NONE;

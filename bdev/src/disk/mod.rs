@@ -66,6 +66,9 @@ pub(crate) struct Disk {
     pub epoch: u64,
     /// Newest snapshot that still counts; nodes born up to it are shared.
     pub newest: u64,
+    /// Newest snapshot whose deletion has not committed yet: until then its blocks stay as they are,
+    /// since a crash would bring it back.
+    pub guarded: u64,
     pub mapped: u64,
     pub created: u64,
     pub origin: Option<(u32, u64)>,
@@ -120,6 +123,7 @@ impl Disk {
             root: Root::default(),
             epoch: 1,
             newest: 0,
+            guarded: 0,
             mapped: 0,
             created,
             origin: None,

@@ -171,6 +171,8 @@ pub(crate) struct Checkpoint {
     pub writes: Vec<Option<PageWrite>>,
     pub outstanding: usize,
     pub replies: Vec<(u64, Reply)>,
+    /// Answers that are due when the freed blocks are back.
+    pub late_replies: Vec<(u64, Reply)>,
     pub gone: Vec<u32>,
     bad_node: Option<(Key, u8)>,
     /// The last step found nothing it could do before something completes.
@@ -231,6 +233,7 @@ impl Checkpoint {
             writes: (0..SYSTEM_WRITES).map(|_| None).collect(),
             outstanding: 0,
             replies: Vec::new(),
+            late_replies: Vec::new(),
             gone: Vec::new(),
             bad_node: None,
             waiting: false,
@@ -536,6 +539,9 @@ impl Engine {
         self.journal.tail = self.checkpoint.cut;
         self.stats.checkpoints += 1;
         self.checkpoint.newest_superblock = 1 - self.checkpoint.newest_superblock;
+        for disk in self.disks.iter_mut().flatten() {
+            disk.guarded = 0;
+        }
         for at in 0..self.checkpoint.versions.len() {
             let version = self.checkpoint.versions[at];
             let disk = self.disks[version.disk as usize].as_mut().expect("not gone yet");
@@ -578,6 +584,9 @@ impl Engine {
         c.old_freed.clear();
         c.old_allocated.clear();
         c.old_undecided.clear();
+        for (cookie, reply) in std::mem::take(&mut self.checkpoint.late_replies) {
+            self.replies.push_back((cookie, Ok(reply)));
+        }
         self.unpark = true;
         self.recovery_committed();
         self.retry_commands();

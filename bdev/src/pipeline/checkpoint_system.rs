@@ -346,16 +346,13 @@ impl Engine {
     pub(crate) fn bitmap_read_done(&mut self, result: Result<(), BaseError>) {
         let extent = self.bitmap_load.take().expect("a bitmap read in flight");
         self.space.wanted = None;
-        match result {
-            Ok(()) => {
-                let pages = &self.bitmap_pages;
-                let copies = [pages.bytes(PageId(0)), pages.bytes(PageId(1))];
-                if let Err(damage) = self.space.load(extent, copies, self.store, self.shard) {
-                    self.event(true, sealed_text(extent, damage));
-                }
+        // A passing fault is left alone: whoever still wants the bitmap asks again.
+        if result.is_ok() {
+            let pages = &self.bitmap_pages;
+            let copies = [pages.bytes(PageId(0)), pages.bytes(PageId(1))];
+            if let Err(damage) = self.space.load(extent, copies, self.store, self.shard) {
+                self.event(true, sealed_text(extent, damage));
             }
-            // A passing fault: whoever still wants it asks again.
-            Err(_) => {}
         }
         self.unpark = true;
     }

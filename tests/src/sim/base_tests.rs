@@ -25,7 +25,7 @@ impl Bench {
         let buffer = Buffer::new(&[len], 0);
         buffer.store(&vec![fill; len]);
         let first = buffer.segs()[0];
-        let io = BaseIo { tag: Tag(1), op, offset: block << 12, len: len as u32, first };
+        let io = BaseIo::on(Tag(1), op, block << 12, first);
         self.base.start(&io, io.offset, buffer.segs(), 0);
         self.buffers.push(buffer);
         self.buffers.last().unwrap()

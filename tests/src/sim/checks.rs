@@ -155,6 +155,7 @@ impl World {
             let Some(info) = listed.iter().find(|info| info.uuid == snap.uuid) else {
                 return Err(format!("snapshot {snap_uid} of disk {uid} is not listed"));
             };
+            let clones = self.model.clones(*snap_uid) as u32;
             let due = SnapInfo {
                 snap: self.origin_ref(*snap_uid),
                 uuid: snap.uuid,
@@ -162,7 +163,7 @@ impl World {
                 time: snap.time,
                 size: snap.size,
                 mapped_blocks: info.mapped_blocks,
-                clones: self.model.clones(*snap_uid) as u32,
+                clones: info.clones.clamp(clones, clones + self.model.lingering(*snap_uid) as u32),
                 attached: self.attached_count(Place::Snap(*snap_uid)),
             };
             if *info != due {

@@ -67,6 +67,8 @@ pub struct Pending {
     pub intent: Intent,
     /// The only lawful refusal; `None` if it must succeed.
     pub expect: Option<ErrorKind>,
+    /// It may be refused as busy: a clone deleted before may not have let go yet.
+    pub may_be_busy: bool,
     /// When it was given.
     pub from: u64,
     /// Disks it speaks of; true if it speaks of them alone.
@@ -184,7 +186,15 @@ impl World {
         let now = self.now;
         self.trace.line(now, || format!("event {from} command {cookie} {command:?} ({intent:?})"));
         self.engine_mut().command(cookie, command);
-        self.pending.insert(cookie, Pending { intent, expect, from, locks });
+        let may_be_busy = match &intent {
+            Intent::DeleteSnap(snap) => self.model.lingering(*snap) > 0,
+            Intent::Delete(disk) => {
+                let snaps = self.model.snaps.iter().filter(|(_, s)| s.disk == *disk);
+                snaps.map(|(snap, _)| self.model.lingering(*snap)).sum::<usize>() > 0
+            }
+            _ => false,
+        };
+        self.pending.insert(cookie, Pending { intent, expect, may_be_busy, from, locks });
         self.issued += 1;
     }
 

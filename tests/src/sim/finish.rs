@@ -144,8 +144,10 @@ impl World {
             self.detach(key);
         }
         self.drain()?;
-        while !self.model.live_disks().is_empty() {
-            let before = self.model.live_disks().len();
+        for round in 0.. {
+            if self.model.live_disks().is_empty() {
+                break;
+            }
             for uid in self.model.live_disks() {
                 let cloned =
                     self.model.live_snaps().into_iter().any(|snap| {
@@ -156,9 +158,11 @@ impl World {
                     self.drain()?;
                 }
             }
-            if self.model.live_disks().len() == before {
+            if round > CHECKPOINTS_MAX {
                 return Err("the disks that are left cannot be deleted".to_string());
             }
+            self.give(Command::Checkpoint, Intent::Checkpoint, None, vec![]);
+            self.drain()?;
         }
         self.check_listing()?;
         self.check_space()?;

@@ -193,7 +193,7 @@ impl History {
                 )),
             };
         }
-        let Some(slim) = self.slim(ops, seen) else {
+        let Some(slim) = self.slim(ops, seen, window) else {
             return Ok(Lesson { unproven: true, ..Lesson::default() });
         };
         let groups =
@@ -243,8 +243,14 @@ impl History {
         (0..SECTORS).find(|s| seen.mask & 1 << s != 0 && seen.tags[*s] != self.base[*s])
     }
 
-    /// This history with few enough entries for a check: overwritten ones that were not seen go.
-    fn slim(&self, ops: &OpTable, seen: Seen) -> Option<std::borrow::Cow<'_, History>> {
+    /// This history with few enough entries for a check: those go that were not seen and certainly
+    /// overwritten before the read began.
+    fn slim(
+        &self,
+        ops: &OpTable,
+        seen: Seen,
+        window: Window,
+    ) -> Option<std::borrow::Cow<'_, History>> {
         if self.entries.len() <= NODES_MAX {
             return Some(std::borrow::Cow::Borrowed(self));
         }
@@ -252,7 +258,7 @@ impl History {
         let full: Vec<u64> = self
             .entries
             .iter()
-            .filter(|e| e.mask == 0xFF && !e.maybe && ops.get(e.op).must)
+            .filter(|e| e.mask == 0xFF && e.effective(ops.get(e.op), ops.epoch) < window.from)
             .map(|e| ops.get(e.op).submit)
             .collect();
         copy.entries.retain(|e| {

@@ -273,4 +273,11 @@ fn many_entries_are_slimmed_not_refused() {
     }
     bench.read([last - 1; 8]).unwrap_err();
     bench.read([last; 8]).unwrap();
+    // What was overwritten only while the read went on may still show.
+    let part = bench.submit(0b0000_1111, true);
+    let from = bench.tick();
+    bench.ack(part);
+    bench.write(0xFF);
+    let [l, z] = [last, 0];
+    bench.read_since(from, [z, z, z, z, l, l, l, l]).unwrap();
 }

@@ -166,6 +166,8 @@ pub struct Model {
     pub lossy: bool,
     /// Reads let pass because their proof would have taken too long.
     pub unproven: u64,
+    /// Clones deleted, by origin: they may count until the engine has let go of their blocks.
+    lingering: BTreeMap<Uid, usize>,
     uids: Uid,
 }
 
@@ -506,9 +508,16 @@ impl Model {
         self.disks.values().filter(|d| d.exists.now && d.origin == Some(snap)).count()
     }
 
+    /// Deleted clones of `snap` that may still count.
+    pub fn lingering(&self, snap: Uid) -> usize {
+        self.lingering.get(&snap).copied().unwrap_or(0)
+    }
+
     /// Forgets a disk and its snapshots.
     pub fn forget_disk(&mut self, uid: Uid) {
-        self.disks.remove(&uid);
+        if let Some(origin) = self.disks.remove(&uid).and_then(|disk| disk.origin) {
+            *self.lingering.entry(origin).or_default() += 1;
+        }
         self.snaps.retain(|_, snap| snap.disk != uid);
     }
 }

@@ -207,7 +207,7 @@ fn draw_faults(rng: &mut Rng) -> Faults {
 
 fn draw_mix(rng: &mut Rng, fill: bool) -> RequestMix {
     let on = |rng: &mut Rng, weight: u32| if rng.chance(650) { weight } else { 0 };
-    RequestMix {
+    let mut mix = RequestMix {
         weights: [
             rng.pick(&[10, 30, 60]),
             rng.pick(&[30, 50, 80]),
@@ -219,7 +219,12 @@ fn draw_mix(rng: &mut Rng, fill: bool) -> RequestMix {
         lengths: [on(rng, 40), rng.pick(&[5, 40, 80]), on(rng, 30), on(rng, 4), on(rng, 1)],
         fua_permille: rng.pick(&[0, 0, 50, 300]),
         hot_permille: rng.pick(&[700, 950, 1000]),
+    };
+    if fill {
+        // Long writes fill a small store up.
+        mix.lengths[3] = 40;
     }
+    mix
 }
 
 fn draw_weights(rng: &mut Rng) -> [u32; 12] {

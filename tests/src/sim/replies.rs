@@ -29,6 +29,12 @@ impl World {
             (Ok(reply), None) => self.apply(&pending, reply),
             (Ok(_), Some(kind)) => Err(format!("it succeeded, but must be refused ({kind:?})")),
             (Err(error), Some(kind)) if error.kind == kind && !error.message.is_empty() => Ok(()),
+            (Err(error), None) if pending.may_be_busy && error.kind == ErrorKind::Busy => {
+                if let Intent::Delete(uid) = pending.intent {
+                    self.doomed.remove(&uid);
+                }
+                Ok(())
+            }
             (Err(error), _) => self.failed_command(&pending, error),
         }
     }
