@@ -254,7 +254,14 @@ impl Engine {
             self.replies.push_back((cookie, Err(error(ErrorKind::Busy, text))));
             return;
         };
-        self.pending_snapshots.push(PendingSnapshot { cookie, disk: id.0, uuid, label, time, id: 0 });
+        self.pending_snapshots.push(PendingSnapshot {
+            cookie,
+            disk: id.0,
+            uuid,
+            label,
+            time,
+            id: 0,
+        });
         let op = &mut self.slots[index];
         op.kind = Kind::Snapshot;
         op.cookie = cookie;
@@ -563,9 +570,16 @@ impl Engine {
     fn clones_of(&self, id: DiskId, snap: u64) -> String {
         let all = self.disks.iter().flatten();
         let clones = all.filter(|d| d.origin == Some((id.0, snap)));
-        let names: Vec<_> = clones
-            .map(|d| if d.deleting { format!("{}, being deleted", d.name) } else { d.name.to_string() })
-            .collect();
+        let names: Vec<_> =
+            clones
+                .map(|d| {
+                    if d.deleting {
+                        format!("{}, being deleted", d.name)
+                    } else {
+                        d.name.to_string()
+                    }
+                })
+                .collect();
         names.join(", ")
     }
 

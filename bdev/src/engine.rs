@@ -9,7 +9,10 @@ use crate::disk::{Disk, Root, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
-use crate::limits::{CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL, SYSTEM_READS, SYSTEM_WRITES};
+use crate::limits::{
+    CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL,
+    SYSTEM_READS, SYSTEM_WRITES,
+};
 use crate::map::node_cache::NodeCache;
 use crate::page::{Pages, pieces};
 use crate::pipeline::checkpoint::Checkpoint;

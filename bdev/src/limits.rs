@@ -66,5 +66,6 @@ pub const CHECKPOINT_INTERVAL_NS: u64 = 5_000_000_000;
 const _: () = assert!(LINKS == 1 << LEVEL_BITS);
 const _: () = assert!(LINKS * 8 == BLOCK_SIZE);
 const _: () = assert!(EXTENT_BLOCKS_MAX / 8 + 64 <= BLOCK_SIZE as u64);
-const _: () = assert!(DISK_BYTES_MAX == (1u64 << (LEVEL_BITS * (LEVEL_MAX as u32 + 1))) * BLOCK_SIZE as u64);
+const _: () =
+    assert!(DISK_BYTES_MAX == (1u64 << (LEVEL_BITS * (LEVEL_MAX as u32 + 1))) * BLOCK_SIZE as u64);
 const _: () = assert!(CACHE_BYTES_MIN / BLOCK_SIZE > 4 * CACHE_RESERVE);

@@ -109,7 +109,9 @@ pub(crate) fn copy_in(segs: &[Seg], at: usize, to: &mut [u8]) {
         let target = &mut to[filled..filled + seg.len];
         // SAFETY: the host promises that segments stay mapped until the request is done; the
         // target is a live exclusive slice of the same length, so they cannot overlap.
-        unsafe { std::ptr::copy_nonoverlapping(seg.addr as *const u8, target.as_mut_ptr(), seg.len) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(seg.addr as *const u8, target.as_mut_ptr(), seg.len)
+        };
         filled += seg.len;
     });
 }

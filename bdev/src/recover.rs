@@ -1,8 +1,8 @@
 //! Opening a shard: the same steps after a clean stop and after a crash.
 //!
 //! ```text
-//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► journal ─► verify ─► apply ─► checkpoint
-//!                                                              (read)   (data crc)  (map)    (new journal)
+//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► journal ─► verify ─► apply ─► settle ─► checkpoint
+//!                                                              (read)   (data crc)  (map)    (flush)   (new journal)
 //! ```
 //!
 //! Work and memory are bounded by the journal and the number of disks and snapshots, not by the
@@ -44,6 +44,7 @@ enum Stage {
     Journal,
     Verify,
     Apply,
+    Settle,
     Checkpoint,
 }
 
@@ -136,6 +137,7 @@ impl Engine {
                 Stage::Journal => self.recover_journal(&mut recovery),
                 Stage::Verify => self.recover_verify(&mut recovery),
                 Stage::Apply => self.recover_apply(&mut recovery),
+                Stage::Settle => Ok(self.recover_settle(&mut recovery)),
                 Stage::Checkpoint => Ok(false),
             };
             self.recovery = Some(recovery);
@@ -356,8 +358,7 @@ impl Engine {
             if count == 0 || count > 1 << 24 {
                 return Err(Damage::Content);
             }
-            let blank =
-                LogBlock { address: 0, side: 0, used: 0, dirty: false, fresh: false };
+            let blank = LogBlock { address: 0, side: 0, used: 0, dirty: false, fresh: false };
             disk.log = vec![blank; count];
             disk.log[count - 1].address = record.log_head;
         }
@@ -604,11 +605,11 @@ impl Engine {
             let blocks = self.superblock.geometry.journal_blocks;
             let incarnation = self.superblock.incarnation + 1;
             self.journal.start(recovery.lsn, self.superblock.journal_tail, incarnation, blocks);
-            recovery.enter(Stage::Checkpoint);
+            recovery.enter(Stage::Settle);
             recovery.records = Vec::new();
             recovery.lsns = Vec::new();
-            self.freeze();
-            return Ok(false);
+            self.begin_checkpoint_flush();
+            return Ok(true);
         };
         let record = replay.record;
         let outcome = if replay.dropped { Ok(true) } else { self.replay(&record, recovery) };
@@ -624,6 +625,18 @@ impl Engine {
         recovery.node_failures = 0;
         self.stats.replayed_records += 1;
         Ok(true)
+    }
+
+    /// What was read may still be in the device's cache (the last daemon died, the device did not).
+    /// It must be durable before anything is written on top of it: else a power cut could bring an
+    /// older superblock back, whose copies of records have been overwritten.
+    fn recover_settle(&mut self, recovery: &mut Recovery) -> bool {
+        if self.checkpoint_flushing() || self.failed.is_some() {
+            return false;
+        }
+        recovery.enter(Stage::Checkpoint);
+        self.freeze();
+        true
     }
 
     /// Applies one record. Ok(false): something has to be read first.

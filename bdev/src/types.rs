@@ -133,7 +133,11 @@ impl Name {
     pub fn new(text: &str) -> Result<Name, String> {
         let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         if text.is_empty() || text.len() > Name::LEN_MAX {
-            return Err(format!("a name has 1 to {} characters, not {}", Name::LEN_MAX, text.len()));
+            return Err(format!(
+                "a name has 1 to {} characters, not {}",
+                Name::LEN_MAX,
+                text.len()
+            ));
         }
         if !text.as_bytes()[0].is_ascii_alphanumeric() || !text.bytes().all(good) {
             return Err(format!(
@@ -197,7 +201,9 @@ mod tests {
     fn uuid_text_round_trips_and_rejects_noise() {
         let uuid = Uuid(std::array::from_fn(|i| (i * 17) as u8));
         assert_eq!(uuid.to_string().parse(), Ok(uuid));
-        for bad in ["", "00112233-4455-6677-8899-aabbccddeef", "00112233x4455-6677-8899-aabbccddeeff"] {
+        for bad in
+            ["", "00112233-4455-6677-8899-aabbccddeef", "00112233x4455-6677-8899-aabbccddeeff"]
+        {
             assert!(bad.parse::<Uuid>().is_err(), "{bad}");
         }
     }

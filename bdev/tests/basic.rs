@@ -256,7 +256,10 @@ fn discard_zeroes_resize_and_a_full_store() {
         rig.write(h, 0, 1, 2 << 20);
         assert_eq!(rig.ranged(h, Op::Discard, 512, 2 << 19, &mut []), Status::Ok);
         assert_eq!(rig.read(h, 0, 8192)[4095..4097], [1, 0]);
-        assert_eq!(rig.ranged(h, Op::WriteZeroes, (1 << 20) + 8192 + 512, 4096, &mut []), Status::Ok);
+        assert_eq!(
+            rig.ranged(h, Op::WriteZeroes, (1 << 20) + 8192 + 512, 4096, &mut []),
+            Status::Ok
+        );
         let around = rig.read(h, (1 << 20) + 8192, 8192);
         assert_eq!((around[511], around[512], around[4607], around[4608]), (1, 0, 0, 1));
         rig.command(Command::Resize(a, 1 << 20)).unwrap();

@@ -237,7 +237,9 @@ impl Engine {
         let disks = || self.disks.iter().enumerate().filter_map(|(i, d)| Some((i, d.as_ref()?)));
         let chosen = disks()
             .find(|(_, d)| d.reaping != REAP_NONE)
-            .or_else(|| disks().find(|(i, d)| reapable(d) && !self.checkpoint.gone.contains(&(*i as u32))))
+            .or_else(|| {
+                disks().find(|(i, d)| reapable(d) && !self.checkpoint.gone.contains(&(*i as u32)))
+            })
             .map(|(i, _)| i as u32);
         let Some(id) = chosen else { return Step::Done };
         if self.disks[id as usize].as_ref().expect("found").reaping == REAP_NONE {

@@ -218,7 +218,12 @@ impl Engine {
     }
 
     /// A base operation on a request's memory is done.
-    pub(crate) fn op_io_done(&mut self, index: u32, generation: u32, result: Result<(), BaseError>) {
+    pub(crate) fn op_io_done(
+        &mut self,
+        index: u32,
+        generation: u32,
+        result: Result<(), BaseError>,
+    ) {
         let op = &mut self.slots[index];
         assert!(
             op.generation == generation && op.outstanding > 0,

@@ -170,8 +170,8 @@ impl Engine {
     fn zero_admit(&mut self, index: u32) -> bool {
         let op = &self.slots[index];
         let slot = op.leaf;
-        let mapped = slot != NONE
-            && self.cache.links[slot as usize][op.first as usize] & node::ADDRESS != 0;
+        let mapped =
+            slot != NONE && self.cache.links[slot as usize][op.first as usize] & node::ADDRESS != 0;
         if mapped {
             return self.write_admit(index);
         }

@@ -72,7 +72,10 @@ pub(crate) fn write_catalogue(
         chunk.copy_from_slice(raw.as_bytes());
     }
     let kind = Kind::Catalogue;
-    seal(block, &Header { kind, level: 0, owner: 0, store, shard, address, index: pair, generation });
+    seal(
+        block,
+        &Header { kind, level: 0, owner: 0, store, shard, address, index: pair, generation },
+    );
 }
 
 /// Reads the entries of an unsealed catalogue block.
@@ -108,7 +111,10 @@ pub(crate) fn write_bitmap(
         chunk.copy_from_slice(&word.to_le_bytes());
     }
     let kind = Kind::Bitmap;
-    seal(block, &Header { kind, level: 0, owner: 0, store, shard, address, index: extent, generation });
+    seal(
+        block,
+        &Header { kind, level: 0, owner: 0, store, shard, address, index: extent, generation },
+    );
 }
 
 /// Reads the copy of a bitmap that `generation` names into `words`; says which copy it was.

@@ -112,8 +112,8 @@ impl Record {
     /// Reads the record at unit `at`.
     fn read(block: &Block, at: usize, count: usize) -> Result<Record, Damage> {
         let start = UNITS_AT + at * UNIT;
-        let raw = RawUnit::read_from_bytes(&block[start..start + UNIT])
-            .map_err(|_| Damage::Content)?;
+        let raw =
+            RawUnit::read_from_bytes(&block[start..start + UNIT]).map_err(|_| Damage::Content)?;
         let (disk, vba, pba) = (raw.disk.get(), raw.vba.get(), raw.pba.get());
         let len = raw.len.get();
         let record = match raw.kind {
@@ -175,14 +175,10 @@ pub(crate) fn finish(block: &mut Block, frame: &Frame, store: Uuid, shard: u16, 
 }
 
 /// Opens a journal block.
-pub(crate) fn open(
-    block: &Block,
-    store: Uuid,
-    shard: u16,
-    address: u64,
-) -> Result<Frame, Damage> {
+pub(crate) fn open(block: &Block, store: Uuid, shard: u16, address: u64) -> Result<Frame, Damage> {
     let header = unseal(block, Kind::Journal, store, shard, address)?;
-    let raw = RawHead::read_from_bytes(&block[HEADER_LEN..UNITS_AT]).map_err(|_| Damage::Content)?;
+    let raw =
+        RawHead::read_from_bytes(&block[HEADER_LEN..UNITS_AT]).map_err(|_| Damage::Content)?;
     let count = usize::from(raw.count.get());
     if count > UNITS_MAX {
         return Err(Damage::Content);

@@ -98,7 +98,10 @@ fn label_block(label: &StoreLabel, copy: u64) -> Block {
 pub fn format_plan(params: &FormatParams) -> Result<Vec<FormatWrite>, Error> {
     let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
     if params.shards == 0 || params.shards > SHARDS_MAX {
-        return invalid(format!("{} shards asked for; a store has 1 to {SHARDS_MAX}", params.shards));
+        return invalid(format!(
+            "{} shards asked for; a store has 1 to {SHARDS_MAX}",
+            params.shards
+        ));
     }
     let block = BLOCK_SIZE as u64;
     let usable = (params.device_bytes / block).saturating_sub(FIRST_REGION_BLOCK);
@@ -150,12 +153,17 @@ pub fn read_label(first: &[u8], device_bytes: u64) -> Result<StoreLabel, Error> 
     match damage {
         Some((super::Damage::Version(v), true)) => Err(Error::new(
             ErrorKind::Version,
-            format!("this store has format version {v}; this program reads version {FORMAT_VERSION}"),
+            format!(
+                "this store has format version {v}; this program reads version {FORMAT_VERSION}"
+            ),
         )),
-        Some((found, true)) => {
-            Err(Error::new(ErrorKind::Corrupt, format!("both labels of the store are damaged: {found}")))
+        Some((found, true)) => Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("both labels of the store are damaged: {found}"),
+        )),
+        _ => {
+            Err(Error::new(ErrorKind::Corrupt, "not a Lamina store (no label in its first blocks)"))
         }
-        _ => Err(Error::new(ErrorKind::Corrupt, "not a Lamina store (no label in its first blocks)")),
     }
 }
 
@@ -187,7 +195,9 @@ fn parse(block: &Block, uuid: Uuid, device_bytes: u64) -> Result<StoreLabel, Err
     if end > device_bytes {
         return Err(Error::new(
             ErrorKind::Invalid,
-            format!("the store needs {end} bytes but the device has only {device_bytes}: was it truncated?"),
+            format!(
+                "the store needs {end} bytes but the device has only {device_bytes}: was it truncated?"
+            ),
         ));
     }
     Ok(label)

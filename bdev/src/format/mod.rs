@@ -121,12 +121,16 @@ impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Damage::Magic => f.write_str("no Lamina metadata here"),
-            Damage::Version(v) => write!(f, "format version {v}, this program knows {FORMAT_VERSION}"),
+            Damage::Version(v) => {
+                write!(f, "format version {v}, this program knows {FORMAT_VERSION}")
+            }
             Damage::Checksum => f.write_str("checksum does not match (torn or rotten)"),
             Damage::Kind => f.write_str("metadata of another kind"),
             Damage::Store => f.write_str("belongs to another store or shard"),
             Damage::Address => f.write_str("was written for another address (misdirected)"),
-            Damage::Identity => f.write_str("belongs to another owner, index or generation (stale)"),
+            Damage::Identity => {
+                f.write_str("belongs to another owner, index or generation (stale)")
+            }
             Damage::Content => f.write_str("holds impossible values"),
         }
     }

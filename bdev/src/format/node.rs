@@ -62,8 +62,7 @@ pub(crate) fn write(
         bytes.copy_from_slice(&(link & ON_DISK).to_le_bytes()[..6]);
     }
     block[HEADER_AT..].fill(0);
-    let extra =
-        RawExtra { birth: U64::new(info.birth), shared_with: U64::new(info.shared_with) };
+    let extra = RawExtra { birth: U64::new(info.birth), shared_with: U64::new(info.shared_with) };
     block[EXTRA_AT..EXTRA_AT + 16].copy_from_slice(extra.as_bytes());
     let header = Header {
         kind: Kind::Node,
@@ -95,8 +94,8 @@ pub(crate) fn read(
         let high = u16::from_le_bytes(bytes[4..].try_into().expect("2 bytes"));
         *link = u64::from(low) | u64::from(high) << 32;
     }
-    let extra = RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + 16])
-        .map_err(|_| Damage::Content)?;
+    let extra =
+        RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + 16]).map_err(|_| Damage::Content)?;
     Ok(NodeInfo {
         level: header.level,
         owner: header.owner,

@@ -35,8 +35,8 @@ impl Geometry {
     fn plan(region_blocks: u64, journal_blocks: u64) -> Result<Geometry, Error> {
         let by_size = (region_blocks / 64).clamp(64, 4096);
         let journal_blocks = if journal_blocks == 0 { by_size } else { journal_blocks };
-        let extent_blocks = prev_power_of_two(region_blocks / 64)
-            .clamp(EXTENT_BLOCKS_MIN, EXTENT_BLOCKS_MAX);
+        let extent_blocks =
+            prev_power_of_two(region_blocks / 64).clamp(EXTENT_BLOCKS_MIN, EXTENT_BLOCKS_MAX);
         let record_slots = (region_blocks / 512).clamp(64, DISKS_MAX);
         let catalogue_pairs = (region_blocks / extent_blocks).div_ceil(CATALOGUE_ENTRIES as u64);
         let catalogue = 2;

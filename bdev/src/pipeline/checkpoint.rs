@@ -501,7 +501,11 @@ impl Engine {
         };
     }
 
-    fn begin_checkpoint_flush(&mut self) {
+    pub(crate) fn checkpoint_flushing(&self) -> bool {
+        self.checkpoint.flushing
+    }
+
+    pub(crate) fn begin_checkpoint_flush(&mut self) {
         if self.traits.volatile_cache {
             self.checkpoint.flushing = true;
             self.issue(tag(Class::CheckpointFlush, 0, 0), BaseOp::Flush, 0, 0, 0);
@@ -515,7 +519,7 @@ impl Engine {
     pub(crate) fn checkpoint_flush_done(&mut self, result: Result<(), BaseError>) {
         assert!(std::mem::take(&mut self.checkpoint.flushing));
         if result.is_err() {
-            self.fail("a flush of the base device failed during a consistency point".to_string());
+            self.fail("a flush of the base device for a consistency point failed".to_string());
         }
     }
 

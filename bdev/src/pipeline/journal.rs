@@ -91,7 +91,8 @@ impl Journal {
     }
 
     pub fn has_open_batch(&self) -> bool {
-        !self.broken && self.batches.len() <= JOURNAL_WINDOW
+        !self.broken
+            && self.batches.len() <= JOURNAL_WINDOW
             && self.batches.back().is_some_and(|b| b.state == State::Open)
     }
 }

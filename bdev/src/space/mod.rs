@@ -212,7 +212,9 @@ impl Space {
         let start = self.cursor[kind as usize];
         let at = next_zero(&map.busy, start, blocks).or_else(|| next_zero(&map.busy, 0, start))?;
         let mut len = 0;
-        while (len as u64) < max && at + len < blocks && map.busy[(at + len) / 64] >> ((at + len) % 64) & 1 == 0
+        while (len as u64) < max
+            && at + len < blocks
+            && map.busy[(at + len) / 64] >> ((at + len) % 64) & 1 == 0
         {
             map.busy[(at + len) / 64] |= 1 << ((at + len) % 64);
             len += 1;

@@ -307,23 +307,24 @@ impl Base {
     }
 
     fn write_sectors(&mut self, flight: &Flight, block: u64, mask: u8, cover: u8) {
-        let mut data = Box::new([0; PAGE]);
-        if mask == 0xFF {
-            let skip = block * PAGE as u64 - flight.offset;
-            read_segs(&flight.segs, skip as usize, &mut data[..]);
-        } else {
-            for sector in (0..8).filter(|s| mask & 1 << s != 0) {
-                let skip = block * PAGE as u64 + sector as u64 * 512 - flight.offset;
-                let range = sector * 512..sector * 512 + 512;
-                read_segs(&flight.segs, skip as usize, &mut data[range]);
-            }
-        }
         let pages = &mut self.pages;
         let dirty = self
             .dirty
             .entry(block)
             .or_insert_with(|| Dirty { durable: pages.copy(block), pieces: Vec::new() });
-        copy_sectors(pages.page_mut(block), &data, mask);
+        let page = pages.page_mut(block);
+        let start = block * PAGE as u64;
+        if mask == 0xFF {
+            read_segs(&flight.segs, (start - flight.offset) as usize, &mut page[..]);
+        } else {
+            for sector in (0..8).filter(|s| mask & 1 << s != 0) {
+                let skip = start + sector as u64 * 512 - flight.offset;
+                let range = sector * 512..sector * 512 + 512;
+                read_segs(&flight.segs, skip as usize, &mut page[range]);
+            }
+        }
+        // Only the sectors of `mask` count.
+        let data = Box::new(*page);
         dirty.pieces.push(Piece {
             io: flight.number,
             mask,

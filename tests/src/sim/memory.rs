@@ -31,14 +31,16 @@ impl Buffer {
     pub fn new(lens: &[usize], skew: usize) -> Buffer {
         let sum: usize = lens.iter().sum();
         let total = sum + CANARY_LEN * (lens.len() + 1) + skew;
-        let mut bytes = vec![CANARY; total].into_boxed_slice();
-        let mut at = skew + CANARY_LEN;
+        let mut bytes = vec![UNFILLED; total].into_boxed_slice();
+        let (mut at, mut gap) = (skew + CANARY_LEN, 0);
         let mut offsets = Vec::with_capacity(lens.len());
         for len in lens {
-            bytes[at..at + len].fill(UNFILLED);
+            bytes[gap..at].fill(CANARY);
             offsets.push(at);
-            at += len + CANARY_LEN;
+            gap = at + len;
+            at = gap + CANARY_LEN;
         }
+        bytes[gap..].fill(CANARY);
         let start = Box::into_raw(bytes).cast::<u8>();
         let base = start.expose_provenance();
         let segs = offsets.iter().zip(lens).map(|(at, len)| Seg { addr: base + at, len: *len });

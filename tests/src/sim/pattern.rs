@@ -49,11 +49,17 @@ pub fn identify(bytes: &[u8], sector: u64) -> Result<OpId, String> {
     if read(1) != sector {
         return Err(format!("this is write {op}'s data of sector {}", read(1)));
     }
-    let broken = (2..WORDS).find(|index| read(*index) != word(op, sector, *index));
-    match broken {
-        None => Ok(op),
-        Some(index) => Err(format!("torn inside a sector: write {op} up to byte {}", index * 8)),
+    // All words at once and without a branch: this is the simulator's hottest loop.
+    let chunks = bytes.chunks_exact(8).enumerate().skip(2);
+    let differs = chunks.fold(0u64, |all, (index, chunk)| {
+        let found = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
+        all | (found ^ word(op, sector, index))
+    });
+    if differs == 0 {
+        return Ok(op);
     }
+    let broken = (2..WORDS).find(|index| read(*index) != word(op, sector, *index)).unwrap_or(0);
+    Err(format!("torn inside a sector: write {op} up to byte {}", broken * 8))
 }
 
 #[cfg(test)]

@@ -1,0 +1,67 @@
+//! Time: on the wall, on the CPU, and which core a thread keeps to.
+
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// Nanoseconds since the first call, never going back.
+pub fn wall_ns() -> u64 {
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// Nanoseconds this thread has spent on a CPU.
+pub fn thread_cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds all threads of a process have spent on a CPU; what has ended is not counted.
+///
+/// # Errors
+/// The process is gone.
+pub fn process_cpu_ns(pid: u32) -> io::Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
+        // A thread may end between the two calls.
+        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        let on_cpu = text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok());
+        sum += on_cpu.ok_or(io::ErrorKind::InvalidData)?;
+    }
+    Ok(sum)
+}
+
+/// Keeps the calling thread, and what it starts from now on, on one core.
+///
+/// # Errors
+/// What sched_setaffinity(2) says.
+pub fn pin(core: usize) -> io::Result<()> {
+    let mut cores = CpuSet::new();
+    if core >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    cores.set(core);
+    Ok(sched_setaffinity(None, &cores)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_go_forward() {
+        let (wall, cpu) = (wall_ns(), thread_cpu_ns());
+        let process = process_cpu_ns(std::process::id()).unwrap();
+        while thread_cpu_ns() < cpu + 20_000_000 {
+            std::hint::spin_loop();
+        }
+        assert!(wall_ns() >= wall + 15_000_000);
+        assert!(process_cpu_ns(std::process::id()).unwrap() >= process + 10_000_000);
+        assert!(pin(CpuSet::MAX_CPU).is_err());
+    }
+}

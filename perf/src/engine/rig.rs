@@ -1,0 +1,324 @@
+//! An engine, RAM for a base, and a loop as a reactor has it.
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use lamina_bdev::limits::SEGS_MAX;
+use lamina_bdev::{
+    BaseIo, BaseOp, BaseTraits, Command, Config, DiskId, Engine, EngineState, FormatParams, Handle,
+    LABEL_BYTES, Name, Op, Reply, Request, Seg, SnapId, SnapRef, Status, Target, Uuid, format_plan,
+    read_label,
+};
+
+use crate::clock;
+use crate::memory::Memory;
+use crate::store::{BUFFER_BYTES, DEPTH_MAX, Disk, Store, Verb};
+
+/// Rounds of engine and base in one turn.
+const ROUNDS_MAX: usize = 16;
+/// Cookies of commands begin here; those of requests are buffer slots.
+const COMMANDS: u64 = 1 << 32;
+
+/// Where requests go.
+#[derive(Clone, Copy)]
+enum Chosen {
+    Disk(usize),
+    /// Straight to the RAM.
+    Raw,
+}
+
+/// A request on the RAM alone.
+#[derive(Clone, Copy)]
+struct RawRequest {
+    verb: Verb,
+    slot: u32,
+    offset: u64,
+    len: u32,
+}
+
+/// Engine, base and buffers.
+pub struct Rig {
+    engine: Box<Engine>,
+    ram: Memory,
+    /// Where the engine's region begins.
+    region: u64,
+    buffers: Memory,
+    segs: Vec<Seg>,
+    disks: Vec<Option<(DiskId, Handle)>>,
+    chosen: Chosen,
+    raw: Vec<RawRequest>,
+    commands: u64,
+    reply: Option<(u64, Result<Reply, lamina_bdev::Error>)>,
+    /// Snapshot asked for: its cookie and when.
+    asked: Option<(u64, u64)>,
+    took: Option<u64>,
+    newest: Option<SnapRef>,
+}
+
+impl Rig {
+    /// A new store in `bytes` of RAM.
+    ///
+    /// # Errors
+    /// Not that much memory, or the engine does not open what it formatted.
+    pub fn new(bytes: u64) -> Result<Rig> {
+        let mut ram = Memory::private(bytes as usize)
+            .with_context(|| format!("{bytes} bytes of RAM for a store: use a smaller --size"))?;
+        let params = FormatParams {
+            uuid: Uuid([0x4c; 16]),
+            name: Name::new("perf").map_err(|why| anyhow!(why))?,
+            device_bytes: bytes,
+            shards: 1,
+            journal_bytes: 0,
+            time: 0,
+        };
+        for write in format_plan(&params)? {
+            let at = write.offset as usize;
+            ram.piece(at, write.bytes.len()).copy_from_slice(&write.bytes);
+        }
+        let label = read_label(ram.piece(0, LABEL_BYTES), bytes)?;
+        let traits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
+        let mut rig = Rig {
+            engine: Box::new(Engine::open(Config::default(), traits, &label, 0)),
+            ram,
+            region: label.first_region,
+            buffers: Memory::private(DEPTH_MAX * BUFFER_BYTES)?,
+            segs: Vec::with_capacity(SEGS_MAX),
+            disks: Vec::new(),
+            chosen: Chosen::Raw,
+            raw: Vec::with_capacity(DEPTH_MAX),
+            commands: COMMANDS,
+            reply: None,
+            asked: None,
+            took: None,
+            newest: None,
+        };
+        while rig.engine.state() == EngineState::Opening {
+            rig.drive(&mut Vec::new())?;
+        }
+        if let Some(error) = rig.engine.open_error() {
+            bail!("the new store does not open: {error}");
+        }
+        Ok(rig)
+    }
+
+    /// Serves one operation of the engine at once.
+    fn serve(&mut self, io: &BaseIo) {
+        self.segs.clear();
+        if io.op != BaseOp::Flush {
+            if io.first.len == io.len as usize {
+                self.segs.push(io.first);
+            } else {
+                self.engine.gather(io, &mut self.segs);
+            }
+        }
+        let mut at = (self.region + io.offset) as usize;
+        for seg in &self.segs {
+            match io.op {
+                BaseOp::Read => self.ram.read_into(at, seg.addr, seg.len),
+                BaseOp::Write => self.ram.write_from(at, seg.addr, seg.len),
+                BaseOp::Flush => {}
+            }
+            at += seg.len;
+        }
+    }
+
+    /// Engine and base, until neither has anything for the other.
+    fn drain(&mut self, done: &mut Vec<u32>) -> Result<()> {
+        for _ in 0..ROUNDS_MAX {
+            let mut worked = false;
+            while let Some(io) = self.engine.next_io() {
+                self.serve(&io);
+                self.engine.complete(io.tag, Ok(()));
+                worked = true;
+            }
+            while let Some(answer) = self.engine.next_done() {
+                ensure!(answer.status == Status::Ok, "a request ended with {:?}", answer.status);
+                done.push(answer.cookie as u32);
+                worked = true;
+            }
+            if !worked {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn of the engine.
+    fn drive(&mut self, done: &mut Vec<u32>) -> Result<()> {
+        self.drain(done)?;
+        self.engine.tick(clock::wall_ns());
+        self.drain(done)?;
+        while let Some((cookie, outcome)) = self.engine.next_reply() {
+            match self.asked {
+                Some((asked, begun)) if asked == cookie => {
+                    let Reply::Snapshot(snap) = outcome? else { bail!("no snapshot came back") };
+                    self.took = Some(clock::wall_ns() - begun);
+                    self.asked = None;
+                    self.newest = Some(SnapRef { disk: self.disk()?.0, snap });
+                }
+                _ => self.reply = Some((cookie, outcome)),
+            }
+        }
+        while let Some(event) = self.engine.next_event() {
+            ensure!(!event.severe, "the engine says: {}", event.text);
+        }
+        Ok(())
+    }
+
+    fn disk(&self) -> Result<(DiskId, Handle)> {
+        match self.chosen {
+            Chosen::Disk(at) => self.disks[at].context("that disk is deleted"),
+            Chosen::Raw => bail!("no disk is chosen"),
+        }
+    }
+
+    /// Starts a command; its cookie.
+    pub fn begin(&mut self, command: Command) -> u64 {
+        self.commands += 1;
+        self.engine.command(self.commands, command);
+        self.commands
+    }
+
+    /// Carries out a command, with nothing else in flight.
+    fn command(&mut self, command: Command) -> Result<Reply> {
+        let cookie = self.begin(command);
+        let mut none = Vec::new();
+        loop {
+            if let Some((of, outcome)) = self.reply.take()
+                && of == cookie
+            {
+                return Ok(outcome?);
+            }
+            self.drive(&mut none)?;
+        }
+    }
+
+    /// The newest snapshot of the chosen disk, if one was taken.
+    pub fn newest_snapshot(&self) -> Option<(DiskId, SnapId)> {
+        self.newest.map(|at| (at.disk, at.snap))
+    }
+
+    /// Consistency points so far.
+    pub fn checkpoints(&self) -> u64 {
+        self.engine.stats().checkpoints
+    }
+
+    /// Parts of writes that went to fresh blocks so far.
+    pub fn redirected(&self) -> u64 {
+        self.engine.stats().writes_redirected
+    }
+
+    fn raw_turn(&mut self, done: &mut Vec<u32>) {
+        for at in 0..self.raw.len() {
+            let RawRequest { verb, slot, offset, len } = self.raw[at];
+            let (len, base) = (len as usize, (self.region + offset) as usize);
+            let buffer = self.buffers.addr(slot as usize * BUFFER_BYTES, len);
+            match verb {
+                Verb::Read => self.ram.read_into(base, buffer, len),
+                Verb::Write => self.ram.write_from(base, buffer, len),
+            }
+            done.push(slot);
+        }
+        self.raw.clear();
+    }
+}
+
+impl Store for Rig {
+    fn submit(&mut self, verb: Verb, slot: u32, offset: u64, len: u32) -> Result<()> {
+        let Chosen::Disk(at) = self.chosen else {
+            self.raw.push(RawRequest { verb, slot, offset, len });
+            return Ok(());
+        };
+        let (_, handle) = self.disks[at].context("that disk is deleted")?;
+        let op = match verb {
+            Verb::Read => Op::Read,
+            Verb::Write => Op::Write,
+        };
+        let addr = self.buffers.addr(slot as usize * BUFFER_BYTES, len as usize);
+        let segs = [Seg { addr, len: len as usize }];
+        let len = u64::from(len);
+        let request = Request { cookie: u64::from(slot), handle, op, offset, len, fua: false };
+        ensure!(self.engine.submit(&request, &segs), "the engine has no slot left");
+        Ok(())
+    }
+
+    fn turn(&mut self, done: &mut Vec<u32>) -> Result<()> {
+        match self.chosen {
+            Chosen::Raw => {
+                self.raw_turn(done);
+                Ok(())
+            }
+            Chosen::Disk(_) => self.drive(done),
+        }
+    }
+
+    fn buffer(&mut self, slot: u32) -> &mut [u8] {
+        self.buffers.piece(slot as usize * BUFFER_BYTES, BUFFER_BYTES)
+    }
+
+    fn cpu_ns(&self) -> Result<u64> {
+        Ok(clock::thread_cpu_ns())
+    }
+
+    /// CPU time: 100 a second of a core, however much of it others take.
+    fn pace_ns(&self) -> u64 {
+        clock::thread_cpu_ns()
+    }
+
+    fn create(&mut self, bytes: u64) -> Result<Disk> {
+        let number = self.disks.len();
+        let name = Name::new(&format!("disk{number}")).map_err(|why| anyhow!(why))?;
+        let uuid = Uuid((number as u128 + 1).to_be_bytes());
+        let create = Command::CreateDisk { name, uuid, size: bytes, from: None, time: 0 };
+        let Reply::Disk(id) = self.command(create)? else { bail!("no disk came back") };
+        let attach = Command::Attach(Target::Disk(id));
+        let Reply::Handle(handle) = self.command(attach)? else { bail!("no handle came back") };
+        self.disks.push(Some((id, handle)));
+        self.chosen = Chosen::Disk(number);
+        Ok(Disk(number))
+    }
+
+    fn choose(&mut self, disk: Disk) {
+        self.chosen = Chosen::Disk(disk.0);
+    }
+
+    fn delete(&mut self, disk: Disk) -> Result<()> {
+        let (id, handle) = self.disks[disk.0].take().context("that disk is deleted")?;
+        self.command(Command::Detach(handle))?;
+        self.command(Command::DeleteDisk(id))?;
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let mut none = Vec::new();
+        loop {
+            self.command(Command::Checkpoint)?;
+            while self.engine.busy() {
+                self.drive(&mut none)?;
+            }
+            if self.engine.store_info().pending_blocks == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn choose_raw(&mut self) -> bool {
+        self.chosen = Chosen::Raw;
+        true
+    }
+
+    fn has_snapshots(&self) -> bool {
+        true
+    }
+
+    fn ask_snapshot(&mut self) -> Result<()> {
+        let (disk, _) = self.disk()?;
+        let uuid = Uuid(u128::from(self.commands).to_be_bytes());
+        let begun = clock::wall_ns();
+        let cookie = self.begin(Command::Snapshot { disk, uuid, label: Name::EMPTY, time: 0 });
+        self.asked = Some((cookie, begun));
+        Ok(())
+    }
+
+    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+        Ok(self.took.take())
+    }
+}

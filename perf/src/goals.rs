@@ -1,0 +1,99 @@
+//! What Lamina promises, held against what was measured.
+
+use serde_json::{Value, json};
+
+use crate::report::{Basis, ratio};
+use crate::rows::{Outcome, Row};
+
+/// One promise.
+pub struct Goal {
+    /// What is promised.
+    pub what: String,
+    /// What was measured.
+    pub value: f64,
+    /// How it varied, if it is a ratio of pairs.
+    pub spread: Option<(f64, f64)>,
+    /// Unit of the value.
+    pub unit: &'static str,
+    /// What it must not be above (or below).
+    pub limit: f64,
+    /// True if more is better.
+    pub at_least: bool,
+}
+
+impl Goal {
+    /// True if the promise is kept.
+    pub fn met(&self) -> bool {
+        if self.at_least { self.value >= self.limit } else { self.value <= self.limit }
+    }
+
+    /// A line for people.
+    pub fn text(&self) -> String {
+        let verdict = if self.met() { "met   " } else { "MISSED" };
+        let sign = if self.at_least { ">=" } else { "<=" };
+        let spread = self.spread.map_or(String::new(), |(a, b)| format!(" ({a:.3}..{b:.3})"));
+        let Goal { what, value, unit, limit, .. } = self;
+        format!("{verdict}  {what}: {value:.3}{spread}{unit}, promised {sign} {limit}{unit}")
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({ "goal": self.what, "value": self.value, "limit": self.limit, "unit": self.unit,
+            "spread": self.spread, "at_least": self.at_least, "met": self.met() })
+    }
+}
+
+/// The promises that these rows can be held against.
+pub fn judge(outcomes: &[Outcome], basis: Basis) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    let mut pair = |what: &str, row, to, limit| {
+        if let Some(spread) = ratio(outcomes, basis, row, to) {
+            goals.push(Goal {
+                what: what.to_string(),
+                value: spread.median,
+                spread: Some((spread.min, spread.max)),
+                unit: "",
+                limit,
+                at_least: true,
+            });
+        }
+    };
+    let flat = Row::AtDepth(0);
+    pair("rate of reads at snapshot depth 100 to depth 0", Row::AtDepth(100), flat, 0.95);
+    pair("rate of reads at snapshot depth 1,000 to depth 0", Row::AtDepth(1000), flat, 0.95);
+    let after = Row::AfterSnapshot;
+    pair("rate of first writes after a snapshot to overwrites", after, Row::Overwrite, 0.5);
+    pair("rate with 100 snapshots/s to none", Row::Snapshots(100), Row::Snapshots(0), 0.96);
+    for outcome in outcomes.iter().filter(|outcome| outcome.snapshots.count() > 0) {
+        let Row::Snapshots(rate) = outcome.row else { continue };
+        goals.push(Goal {
+            what: format!("p99 of a snapshot under random write, {rate} a second"),
+            value: outcome.snapshots.quantile(0.99) as f64 / 1e6,
+            spread: None,
+            unit: " ms",
+            limit: 1.0,
+            at_least: false,
+        });
+    }
+    goals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_is_kept_on_its_own_side_of_the_limit() {
+        let mut goal = Goal {
+            what: "x".into(),
+            value: 0.96,
+            spread: Some((0.9, 1.0)),
+            unit: "",
+            limit: 0.95,
+            at_least: true,
+        };
+        assert!(goal.met() && goal.text().starts_with("met"));
+        goal.at_least = false;
+        assert!(!goal.met() && goal.text().starts_with("MISSED"));
+    }
+}

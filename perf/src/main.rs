@@ -1,0 +1,51 @@
+//! The command: arguments in, a table or JSON out.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lamina_perf::allocator::Counting;
+use lamina_perf::{engine, vhost};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Benchmarks of Lamina
+#[derive(Parser)]
+#[command(
+    name = "lamina-perf",
+    version,
+    about,
+    after_help = "Examples:
+  cargo run --release -p lamina-perf -- engine
+  cargo run --release -p lamina-perf -- engine --rows depth --json
+  cargo run --release -p lamina-perf -- vhost --peer qsd
+
+Compare rows of one run only: an absolute figure from a shared machine means nothing."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The engine in this process, on RAM, one thread; also counts allocations
+    Engine(engine::Options),
+    /// A target in another process, over a vhost-user socket
+    Vhost(vhost::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().what {
+        What::Engine(options) => engine::main(&options),
+        What::Vhost(options) => vhost::main(&options),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lamina-perf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Memory by address: the RAM base device, request buffers, and what another process shares.
+// UNSAFETY: the engine and vhost-user targets know memory by address only; mapping it and copying
+// to and from such addresses cannot be said in safe Rust.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ptr::{NonNull, null_mut};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+/// A mapping of this process, page aligned, filled with zeros, present in RAM.
+pub struct Memory {
+    base: NonNull<u8>,
+    len: usize,
+    file: Option<File>,
+}
+
+// SAFETY: the mapping belongs to this value alone; moving it moves all access of this process.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// `len` bytes of private memory, in huge pages where the kernel gives them on request.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn private(len: usize) -> io::Result<Memory> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let base = unsafe { mmap_anonymous(null_mut(), len, access, MapFlags::PRIVATE)? };
+        // SAFETY: exactly the mapping just made. Without huge pages it works all the same.
+        let _ = unsafe { madvise(base, len, Advice::LinuxHugepage) };
+        Memory::present(base.cast(), len, None)
+    }
+
+    /// `len` bytes that another process can map through [`Memory::file`].
+    ///
+    /// # Errors
+    /// What memfd_create(2), ftruncate(2) or mmap(2) say.
+    pub fn shared(len: usize) -> io::Result<Memory> {
+        let file: File = memfd_create("lamina-perf", MemfdFlags::CLOEXEC)?.into();
+        file.set_len(len as u64)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice, of a file as long as it.
+        let base = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED, &file, 0)? };
+        Memory::present(base.cast(), len, Some(file))
+    }
+
+    /// Touches every page, so that no measured run has to.
+    fn present(base: *mut u8, len: usize, file: Option<File>) -> io::Result<Memory> {
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: the whole of a mapping that nobody else knows yet.
+        unsafe { base.as_ptr().write_bytes(0, len) };
+        Ok(Memory { base, len, file })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: a mapping has a size.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The file behind shared memory.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Address of `len` bytes from `at` on. Panics if they are not inside.
+    pub fn addr(&self, at: usize, len: usize) -> usize {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "{at}+{len} leaves a mapping of {} bytes", self.len);
+        self.base.as_ptr().expose_provenance() + at
+    }
+
+    /// `len` bytes from `at` on, for as long as no request on them is in flight. Panics if they
+    /// are not inside.
+    pub fn piece(&mut self, at: usize, len: usize) -> &mut [u8] {
+        self.addr(at, len);
+        // SAFETY: inside the mapping, initialized; the exclusive borrow keeps this process away,
+        // and by contract no device works on these bytes meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(at), len) }
+    }
+
+    /// Copies `len` bytes from `at` on to the address `to` of other memory of this process.
+    /// Panics if they are not inside.
+    pub fn read_into(&self, at: usize, to: usize, len: usize) {
+        let from = std::ptr::with_exposed_provenance::<u8>(self.addr(at, len));
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
+        // SAFETY: `from` is inside this mapping; `to` is a buffer of `Memory::addr` or a page of
+        // the engine, both of at least `len` bytes and outside this mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    }
+
+    /// The reverse of [`Memory::read_into`]. Panics if the bytes are not inside.
+    pub fn write_from(&mut self, at: usize, from: usize, len: usize) {
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(self.addr(at, len));
+        let from = std::ptr::with_exposed_provenance::<u8>(from);
+        // SAFETY: as in `read_into`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length; no borrow of it can be alive.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_go_there_and_back() {
+        let mut base = Memory::private(1 << 20).unwrap();
+        let mut buffer = Memory::shared(8192).unwrap();
+        buffer.piece(4096, 4096).fill(7);
+        base.write_from(12288, buffer.addr(4096, 4096), 4096);
+        base.read_into(12288, buffer.addr(0, 4096), 4096);
+        assert_eq!(buffer.piece(0, 4096), [7; 4096]);
+        assert_eq!(buffer.file().unwrap().metadata().unwrap().len(), 8192);
+        assert!(base.file().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves a mapping")]
+    fn nothing_outside_is_reached() {
+        Memory::private(4096).unwrap().addr(4095, 2);
+    }
+}
