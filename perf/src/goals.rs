@@ -61,6 +61,7 @@ pub fn judge(outcomes: &[Outcome], basis: Basis) -> Vec<Goal> {
     let flat = Row::AtDepth(0);
     pair("rate of reads at snapshot depth 100 to depth 0", Row::AtDepth(100), flat, 0.95);
     pair("rate of reads at snapshot depth 1,000 to depth 0", Row::AtDepth(1000), flat, 0.95);
+    pair("... to no snapshots, blocks scattered alike", Row::AtDepth(1000), Row::Undone, 0.95);
     let after = Row::AfterSnapshot;
     pair("rate of first writes after a snapshot to overwrites", after, Row::Overwrite, 0.5);
     pair("rate with 100 snapshots/s to none", Row::Snapshots(100), Row::Snapshots(0), 0.96);

@@ -109,18 +109,41 @@ impl Probe {
     }
 }
 
+/// Lists of slots, kept from run to run so that a run allocates nothing.
+pub struct Slots {
+    idle: Vec<u32>,
+    done: Vec<u32>,
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots { idle: Vec::with_capacity(DEPTH_MAX), done: Vec::with_capacity(DEPTH_MAX) }
+    }
+}
+
 /// Runs one load to its end.
 ///
 /// # Errors
 /// A request or a snapshot failed.
-pub fn run(
+pub fn run(store: &mut dyn Store, load: &mut Load, probe: Option<&mut Probe>) -> Result<Sample> {
+    run_in(&mut Slots::default(), store, load, probe)
+}
+
+/// The same with lists of the caller's.
+///
+/// # Errors
+/// A request or a snapshot failed.
+pub fn run_in(
+    slots: &mut Slots,
     store: &mut dyn Store,
     load: &mut Load,
     mut probe: Option<&mut Probe>,
 ) -> Result<Sample> {
     ensure!((1..=DEPTH_MAX).contains(&load.depth), "a depth of {} is not offered", load.depth);
-    let mut idle: Vec<u32> = (0..load.depth as u32).collect();
-    let mut done: Vec<u32> = Vec::with_capacity(load.depth);
+    let Slots { idle, done } = slots;
+    idle.clear();
+    idle.extend(0..load.depth as u32);
+    done.clear();
     let (cpu, begin) = (store.cpu_ns()?, clock::wall_ns());
     let end = load.time_ns.map(|time| begin + time);
     let (mut ios, mut turns, mut over) = (0, 0u32, false);
@@ -146,7 +169,7 @@ pub fn run(
         if over && idle.len() == load.depth && probe.as_ref().is_none_or(|p| !p.waiting) {
             break;
         }
-        store.turn(&mut done)?;
+        store.turn(done)?;
         ios += done.len() as u64;
         if let Some(probe) = &mut probe
             && !done.is_empty()
@@ -154,7 +177,7 @@ pub fn run(
             let now = clock::wall_ns();
             done.iter().for_each(|&slot| probe.requests.add(now - probe.begun[slot as usize]));
         }
-        idle.append(&mut done);
+        idle.append(done);
     }
     Ok(Sample { ios, wall_ns: clock::wall_ns() - begin, cpu_ns: store.cpu_ns()? - cpu })
 }
@@ -176,6 +199,9 @@ pub fn fill(store: &mut dyn Store, blocks: &[u32], len: u32) -> Result<()> {
         time_ns: None,
     };
     run(store, &mut load, None)?;
+    if !store.keeps_data() {
+        return Ok(());
+    }
     let marked = &blocks[..blocks.len().min(16)];
     for (verb, mark) in [(Verb::Write, true), (Verb::Read, false)] {
         for &block in marked {

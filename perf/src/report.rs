@@ -123,10 +123,8 @@ impl Report {
         if asked.is_empty() {
             return String::new();
         }
-        let mut out = format!(
-            "\n{:<44}{:>9}{:>9}{:>9}{:>10}\n",
-            "latency, us", "p50", "p99", "p99.9", "max"
-        );
+        let mut out =
+            format!("\n{:<44}{:>9}{:>9}{:>9}{:>10}\n", "latency, us", "p50", "p99", "p99.9", "max");
         for outcome in asked {
             for (of, histogram) in
                 [("requests", &outcome.requests), ("snapshots", &outcome.snapshots)]

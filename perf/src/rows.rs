@@ -35,6 +35,9 @@ pub enum Row {
     AfterSnapshot,
     /// 4 KiB random reads of a disk with so many snapshots.
     AtDepth(usize),
+    /// The same of a disk whose snapshots, as many as the deepest has, are all deleted: its blocks
+    /// lie as scattered as those of the deepest.
+    Undone,
     /// 4 KiB random writes with so many snapshots a second.
     Snapshots(u64),
 }
@@ -51,6 +54,7 @@ impl Row {
         rows.extend([Row::Sequential(Verb::Read), Row::Sequential(Verb::Write)]);
         rows.extend([Row::Hole, Row::Overwrite, Row::AfterSnapshot]);
         rows.extend([0, 100, DEEPEST].map(Row::AtDepth));
+        rows.push(Row::Undone);
         rows.extend([0, 100, 1000].map(Row::Snapshots));
         rows
     }
@@ -69,6 +73,7 @@ impl Row {
             Row::Overwrite => format!("overwrite, QD {DEPTH}"),
             Row::AfterSnapshot => format!("first write after a snapshot, QD {DEPTH}"),
             Row::AtDepth(depth) => format!("random read at snapshot depth {depth}, QD {DEPTH}"),
+            Row::Undone => format!("random read, {DEEPEST} snapshots deleted, QD {DEPTH}"),
             Row::Snapshots(rate) => format!("random write, {rate} snapshots/s, QD {DEPTH}"),
         }
     }
@@ -113,7 +118,7 @@ impl Plan {
         // What a busy core writes to fresh blocks in one run; deleted before the next.
         let rewritten = self.time_ns * 3 * u64::from(SMALL) / 1000;
         let nodes = (DEEPEST * CHANGES) as u64 * 2 * u64::from(SMALL);
-        self.disk_bytes * 8 + rewritten + nodes + (256 << 20)
+        self.disk_bytes * 10 + rewritten + 2 * nodes + (256 << 20)
     }
 }
 
@@ -122,6 +127,7 @@ struct Disks {
     random: Option<Disk>,
     sequential: Option<Disk>,
     deep: Vec<(usize, Disk)>,
+    undone: Option<Disk>,
 }
 
 /// A plan being carried out on a store.
@@ -149,7 +155,7 @@ pub fn measure(
     let has_raw = store.choose_raw();
     let able = |row: &Row| match row {
         Row::Raw(..) => has_raw,
-        Row::AfterSnapshot => has_snapshots,
+        Row::AfterSnapshot | Row::Undone => has_snapshots,
         Row::AtDepth(depth) => has_snapshots || *depth == 0,
         Row::Snapshots(rate) => has_snapshots || *rate == 0,
         Row::Random(..) | Row::Sequential(_) | Row::Hole | Row::Overwrite => true,
@@ -162,7 +168,7 @@ pub fn measure(
         plan,
         filling: random.permutation(blocks),
         writing: random.permutation(blocks),
-        disks: Disks { random: None, sequential: None, deep: Vec::new() },
+        disks: Disks { random: None, sequential: None, deep: Vec::new(), undone: None },
         seed: 2,
     };
     progress("making the disks");
@@ -197,13 +203,18 @@ impl Session<'_> {
             }
             Row::Sequential(_) if self.disks.sequential.is_none() => {
                 let disk = self.store.create(self.plan.disk_bytes)?;
-                let units: Vec<u32> = (0..(self.plan.disk_bytes / u64::from(LARGE)) as u32).collect();
+                let units: Vec<u32> =
+                    (0..(self.plan.disk_bytes / u64::from(LARGE)) as u32).collect();
                 fill(self.store, &units, LARGE)?;
                 self.disks.sequential = Some(disk);
             }
             Row::AtDepth(depth) => {
                 let disk = self.deep(depth)?;
                 self.disks.deep.push((depth, disk));
+            }
+            Row::Undone => {
+                self.disks.undone = Some(self.deep(DEEPEST)?);
+                self.store.delete_snapshots()?;
             }
             _ => {}
         }
@@ -246,8 +257,7 @@ impl Session<'_> {
 
     fn once(&mut self, blocks: &[u32]) -> Result<Sample> {
         let pattern = Pattern::Once(blocks.iter());
-        let mut load =
-            Load { verb: Verb::Write, depth: DEPTH, len: SMALL, pattern, time_ns: None };
+        let mut load = Load { verb: Verb::Write, depth: DEPTH, len: SMALL, pattern, time_ns: None };
         run(self.store, &mut load, None)
     }
 
@@ -280,6 +290,10 @@ impl Session<'_> {
             Row::AtDepth(depth) => {
                 let found = self.disks.deep.iter().find(|(d, _)| *d == depth).expect("prepared");
                 self.store.choose(found.1);
+                self.timed(Verb::Read, DEPTH, SMALL)?
+            }
+            Row::Undone => {
+                self.store.choose(self.disks.undone.expect("prepared"));
                 self.timed(Verb::Read, DEPTH, SMALL)?
             }
             Row::Overwrite => {

@@ -38,6 +38,11 @@ pub trait Store {
     /// Buffer of a slot that is idle.
     fn buffer(&mut self, slot: u32) -> &mut [u8];
 
+    /// False if what is written is not kept, since only the target's own time is of interest.
+    fn keeps_data(&self) -> bool {
+        true
+    }
+
     /// CPU time of what is measured, nanoseconds.
     ///
     /// # Errors
@@ -61,6 +66,12 @@ pub trait Store {
     /// # Errors
     /// Why it is still there.
     fn delete(&mut self, disk: Disk) -> Result<()>;
+
+    /// Deletes all snapshots of the chosen disk and waits until their space is back.
+    ///
+    /// # Errors
+    /// Why they are still there.
+    fn delete_snapshots(&mut self) -> Result<()>;
 
     /// Waits for a consistency point, so that none is due soon.
     ///

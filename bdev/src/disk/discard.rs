@@ -107,8 +107,11 @@ impl Engine {
     }
 
     fn discard_admit(&mut self, index: u32) -> bool {
-        let room = self.space.free > 3 * (self.checkpoint.dirty_count() as u64 + 1) + 16;
-        if !room && !self.space_is_coming() {
+        // What is kept back from writes is there for this: the checkpoint needs a few blocks for the
+        // leaf and its parents before it gives the freed ones back.
+        let room = self.space.free > 4 * (self.checkpoint.dirty_count() as u64 + 1);
+        let hopeless = self.checkpoint.dirty_count() == 0 && !self.space_is_coming();
+        if !room && hopeless {
             self.release_leaf(index);
             self.finish(index, Status::NoSpace);
             return false;

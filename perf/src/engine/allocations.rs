@@ -7,7 +7,7 @@ use lamina_bdev::{Command, SnapId, SnapRef};
 
 use super::rig::Rig;
 use crate::allocator::{self, Witness};
-use crate::load::{Load, Pattern, fill, run};
+use crate::load::{Load, Pattern, Slots, fill, run_in};
 use crate::random::Random;
 use crate::store::{Store, Verb};
 
@@ -39,6 +39,8 @@ pub struct Allocations {
     redirected: u64,
     snapshots: u64,
     checkpoints: u64,
+    /// In a burst larger than any before.
+    burst: BTreeMap<(Origin, String), u64>,
 }
 
 /// Warms up, then counts over the same load.
@@ -54,12 +56,13 @@ pub fn count(rig: &mut Rig, disk_bytes: u64) -> Result<Allocations> {
     let disk = rig.create(disk_bytes)?;
     fill(rig, &random.permutation(blocks), 4096)?;
     let mut kept = Vec::with_capacity(KEPT + 1);
+    let mut slots = Slots::default();
     for _ in 0..WARM {
-        pass(rig, &lists, &mut kept)?;
+        pass(rig, &mut slots, &lists, &mut kept)?;
     }
     let before = (rig.redirected(), rig.checkpoints());
     allocator::arm();
-    let outcome = pass(rig, &lists, &mut kept);
+    let outcome = pass(rig, &mut slots, &lists, &mut kept);
     let witness = allocator::disarm();
     let (requests, snapshots) = outcome?;
     let seen = Allocations {
@@ -69,13 +72,20 @@ pub fn count(rig: &mut Rig, disk_bytes: u64) -> Result<Allocations> {
         redirected: rig.redirected() - before.0,
         snapshots,
         checkpoints: rig.checkpoints() - before.1,
+        burst: BTreeMap::new(),
     };
+    let burst = burst(rig, &mut slots, &random.permutation(blocks));
     rig.delete(disk)?;
-    Ok(seen)
+    Ok(Allocations { burst: burst?, ..seen })
 }
 
 /// Random reads, overwrites, then writes with snapshots, deletions and consistency points between.
-fn pass(rig: &mut Rig, lists: &[Vec<u32>], kept: &mut Vec<SnapRef>) -> Result<(u64, u64)> {
+fn pass(
+    rig: &mut Rig,
+    slots: &mut Slots,
+    lists: &[Vec<u32>],
+    kept: &mut Vec<SnapRef>,
+) -> Result<(u64, u64)> {
     let (mut requests, mut snapshots) = (0, 0);
     for (verb, snapshotting) in
         [(Verb::Read, false), (Verb::Write, false), (Verb::Write, true), (Verb::Read, false)]
@@ -90,13 +100,31 @@ fn pass(rig: &mut Rig, lists: &[Vec<u32>], kept: &mut Vec<SnapRef>) -> Result<(u
             }
             let pattern = Pattern::Once(list.iter());
             let mut load = Load { verb, depth: 64, len: 4096, pattern, time_ns: None };
-            requests += run(rig, &mut load, None)?.ios;
+            requests += run_in(slots, rig, &mut load, None)?.ios;
             if snapshotting && rig.snapshot_answer()?.is_some() {
                 keep(rig, kept);
             }
         }
     }
     Ok((requests, snapshots))
+}
+
+/// The whole disk rewritten between two consistency points, more than the warm-up ever did: lists
+/// that grow with what they hold show here.
+fn burst(
+    rig: &mut Rig,
+    slots: &mut Slots,
+    blocks: &[u32],
+) -> Result<BTreeMap<(Origin, String), u64>> {
+    allocator::arm();
+    let outcome = rig.ask_snapshot().and_then(|()| {
+        let pattern = Pattern::Once(blocks.iter());
+        let mut load = Load { verb: Verb::Write, depth: 64, len: 4096, pattern, time_ns: None };
+        run_in(slots, rig, &mut load, None)
+    });
+    let witness = allocator::disarm();
+    outcome?;
+    Ok(sites(&witness))
 }
 
 /// Notes the newest snapshot and has the oldest deleted if there are enough.
@@ -119,19 +147,25 @@ fn sites(witness: &Witness) -> BTreeMap<(Origin, String), u64> {
     sites
 }
 
+/// Frames of the engine in a stack, innermost first: a function and, on the next line, its place.
 fn site(trace: &str) -> (Origin, String) {
     let mut ours = Vec::new();
-    for line in trace.lines() {
-        // "  12: lamina_bdev::engine::Engine::tick", and the file on a line of its own.
-        let Some((_, function)) = line.trim().split_once(": ") else { continue };
-        if function.contains("lamina_bdev::") {
-            ours.push(function.replace("lamina_bdev::", ""));
+    let mut function = "";
+    for line in trace.lines().map(str::trim) {
+        if let Some(place) = line.strip_prefix("at ") {
+            if let Some((_, file)) = place.split_once("bdev/src/") {
+                let file = file.rsplit_once(':').map_or(file, |(file, _column)| file);
+                let name = function.rsplit("::").next().unwrap_or(function);
+                ours.push(format!("{name} ({file})"));
+            }
+        } else if let Some((_, name)) = line.split_once(": ") {
+            function = name;
         }
     }
-    let inside = |word: &str| ours.iter().any(|function| function.contains(word));
-    let origin = if inside("command") || inside("snapshot_done") || inside("enter_snapshot") {
+    let inside = |file: &str| ours.iter().any(|frame| frame.contains(file));
+    let origin = if inside("(commands.rs") {
         Origin::Commands
-    } else if inside("checkpoint") || inside("reap") {
+    } else if inside("(pipeline/checkpoint") || inside("(background/") {
         Origin::Background
     } else {
         Origin::Requests
@@ -176,6 +210,13 @@ impl Allocations {
         for ((origin, place), count) in &self.sites {
             notes.push(format!("  {count:>6} x {origin:?}: {place}"));
         }
+        let in_burst: u64 = self.burst.values().sum();
+        notes.push(format!(
+            "allocations in a burst larger than any before (not promised to be 0): {in_burst}"
+        ));
+        for ((origin, place), count) in &self.burst {
+            notes.push(format!("  {count:>6} x {origin:?}: {place}"));
+        }
         notes
     }
 }
@@ -186,13 +227,16 @@ mod tests {
 
     #[test]
     fn a_stack_tells_on_whose_behalf() {
-        let stack = "   3: alloc::vec::grow\n   4: lamina_bdev::space::Space::release\n  \
-                     at ./bdev/src/space/mod.rs:7:9\n   5: lamina_bdev::engine::Engine::tick\n";
+        let stack = "   3: alloc::vec::grow\n             at /lib/vec.rs:1:2\n   \
+                     4: release\n             at ./bdev/src/space/mod.rs:7:9\n   \
+                     5: lamina_bdev::engine::Engine::tick\n             at ./bdev/src/engine.rs:8:1\n";
         let (origin, place) = site(stack);
         assert_eq!(origin, Origin::Requests);
-        assert_eq!(place, "space::Space::release < engine::Engine::tick");
-        let background = stack.replace("space::Space", "pipeline::checkpoint::Engine");
+        assert_eq!(place, "release (space/mod.rs:7) < tick (engine.rs:8)");
+        let background = stack.replace("space/mod.rs", "pipeline/checkpoint.rs");
         assert_eq!(site(&background).0, Origin::Background);
+        let command = background.replace("engine.rs", "commands.rs");
+        assert_eq!(site(&command).0, Origin::Commands);
         assert_eq!(site("   1: main\n").1, "outside the engine");
     }
 }

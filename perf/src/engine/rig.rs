@@ -41,6 +41,8 @@ pub struct Rig {
     /// Where the engine's region begins.
     region: u64,
     buffers: Memory,
+    /// Addresses of the buffers if their content is not to be moved.
+    unmoved: std::ops::Range<usize>,
     segs: Vec<Seg>,
     disks: Vec<Option<(DiskId, Handle)>>,
     chosen: Chosen,
@@ -80,6 +82,7 @@ impl Rig {
             ram,
             region: label.first_region,
             buffers: Memory::private(DEPTH_MAX * BUFFER_BYTES)?,
+            unmoved: 0..0,
             segs: Vec::with_capacity(SEGS_MAX),
             disks: Vec::new(),
             chosen: Chosen::Raw,
@@ -99,6 +102,14 @@ impl Rig {
         Ok(rig)
     }
 
+    /// From now on the content of requests stays where it is: what remains is the engine's own
+    /// time. Metadata is written and read as ever.
+    pub fn leave_data(&mut self) {
+        let bytes = self.buffers.len();
+        let begin = self.buffers.addr(0, bytes);
+        self.unmoved = begin..begin + bytes;
+    }
+
     /// Serves one operation of the engine at once.
     fn serve(&mut self, io: &BaseIo) {
         self.segs.clear();
@@ -112,6 +123,7 @@ impl Rig {
         let mut at = (self.region + io.offset) as usize;
         for seg in &self.segs {
             match io.op {
+                _ if self.unmoved.contains(&seg.addr) => {}
                 BaseOp::Read => self.ram.read_into(at, seg.addr, seg.len),
                 BaseOp::Write => self.ram.write_from(at, seg.addr, seg.len),
                 BaseOp::Flush => {}
@@ -120,9 +132,9 @@ impl Rig {
         }
     }
 
-    /// Engine and base, until neither has anything for the other.
-    fn drain(&mut self, done: &mut Vec<u32>) -> Result<()> {
-        for _ in 0..ROUNDS_MAX {
+    /// Engine and base, until neither has anything for the other. True if there was anything.
+    fn drain(&mut self, done: &mut Vec<u32>) -> Result<bool> {
+        for round in 0..ROUNDS_MAX {
             let mut worked = false;
             while let Some(io) = self.engine.next_io() {
                 self.serve(&io);
@@ -135,17 +147,17 @@ impl Rig {
                 worked = true;
             }
             if !worked {
-                break;
+                return Ok(round > 0);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// One turn of the engine.
-    fn drive(&mut self, done: &mut Vec<u32>) -> Result<()> {
-        self.drain(done)?;
+    /// One turn of the engine. True if there was anything to do.
+    fn drive(&mut self, done: &mut Vec<u32>) -> Result<bool> {
+        let mut worked = self.drain(done)?;
         self.engine.tick(clock::wall_ns());
-        self.drain(done)?;
+        worked |= self.drain(done)?;
         while let Some((cookie, outcome)) = self.engine.next_reply() {
             match self.asked {
                 Some((asked, begun)) if asked == cookie => {
@@ -160,7 +172,7 @@ impl Rig {
         while let Some(event) = self.engine.next_event() {
             ensure!(!event.severe, "the engine says: {}", event.text);
         }
-        Ok(())
+        Ok(worked)
     }
 
     fn disk(&self) -> Result<(DiskId, Handle)> {
@@ -212,6 +224,7 @@ impl Rig {
             let (len, base) = (len as usize, (self.region + offset) as usize);
             let buffer = self.buffers.addr(slot as usize * BUFFER_BYTES, len);
             match verb {
+                _ if !self.unmoved.is_empty() => {}
                 Verb::Read => self.ram.read_into(base, buffer, len),
                 Verb::Write => self.ram.write_from(base, buffer, len),
             }
@@ -246,8 +259,12 @@ impl Store for Rig {
                 self.raw_turn(done);
                 Ok(())
             }
-            Chosen::Disk(_) => self.drive(done),
+            Chosen::Disk(_) => self.drive(done).map(|_worked| ()),
         }
+    }
+
+    fn keeps_data(&self) -> bool {
+        self.unmoved.is_empty()
     }
 
     fn buffer(&mut self, slot: u32) -> &mut [u8] {
@@ -287,13 +304,19 @@ impl Store for Rig {
         self.settle()
     }
 
+    fn delete_snapshots(&mut self) -> Result<()> {
+        let (disk, _) = self.disk()?;
+        for info in self.engine.snapshots(disk) {
+            self.command(Command::DeleteSnapshot(info.snap))?;
+        }
+        self.settle()
+    }
+
     fn settle(&mut self) -> Result<()> {
         let mut none = Vec::new();
         loop {
             self.command(Command::Checkpoint)?;
-            while self.engine.busy() {
-                self.drive(&mut none)?;
-            }
+            while self.drive(&mut none)? || self.engine.busy() {}
             if self.engine.store_info().pending_blocks == 0 {
                 return Ok(());
             }

@@ -1,0 +1,186 @@
+//! laminad on a temporary folder with a store in RAM, told what to do over JSON-RPC.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lamina_rpc::Client;
+use serde_json::{Value, json};
+
+use super::Options;
+use super::folder::Folder;
+use super::process::Process;
+use super::rig::Peer;
+use crate::clock;
+
+/// A running daemon.
+pub struct Laminad {
+    process: Process,
+    client: Client,
+    /// Names of disks to take snapshots of, for the thread that asks.
+    asks: Sender<String>,
+    answers: Receiver<Result<u64>>,
+    folder: Folder,
+}
+
+/// The program to run: the one named, or the one beside this one.
+fn program(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        return Ok(path.to_path_buf());
+    }
+    let beside = std::env::current_exe()?.with_file_name("laminad");
+    ensure!(
+        beside.exists(),
+        "there is no {}: build it with 'cargo build --release -p lamina-target', or name it with \
+         --daemon",
+        beside.display()
+    );
+    Ok(beside)
+}
+
+impl Laminad {
+    /// Starts it with its reactor on the target's core and makes a store of `bytes` of RAM.
+    ///
+    /// # Errors
+    /// It does not start, or refuses the store.
+    pub fn start(options: &Options, bytes: u64) -> Result<Laminad> {
+        let folder = Folder::new(&std::env::temp_dir())?;
+        let (socket, program) = (folder.path("rpc"), program(options.daemon.as_deref())?);
+        let mut command = Command::new(&program);
+        command.arg("--rpc-socket").arg(&socket);
+        command.arg("--state-dir").arg(folder.path("state"));
+        command.arg("--export-dir").arg(folder.path("run"));
+        command.args(["--cores", &options.target_core.to_string(), "--log-level", "warn"]);
+        if options.busy_poll {
+            command.arg("--busy-poll");
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let child = child.with_context(|| format!("starting {}", program.display()))?;
+        let mut process = Process::new(child);
+        let stdout = process.child().stdout.take().context("no standard output")?;
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        if line.trim_end() != "laminad: ready" {
+            // It closed its output, so it is ending.
+            let status = process.child().wait()?;
+            bail!("{} did not start ({status})", program.display());
+        }
+        // Nothing more is expected, but a full pipe would stop it.
+        std::thread::spawn(move || {
+            let _ = stdout.read_to_end(&mut Vec::new());
+        });
+        let (asks, waiting) = channel();
+        let (answer, answers) = channel();
+        let asking = Client::connect(&socket)?;
+        std::thread::spawn(move || ask_for_snapshots(asking, &waiting, &answer));
+        let client = Client::connect_within(&socket, Duration::from_secs(600))?;
+        let mut daemon = Laminad { process, client, asks, answers, folder };
+        daemon.call(
+            "lamina_store_create",
+            &json!({"name": "perf", "path": format!("ram:{bytes}")}),
+        )?;
+        Ok(daemon)
+    }
+
+    /// Bytes that wait for a consistency point, and how many of those there were.
+    fn progress(&mut self) -> Result<(u64, u64)> {
+        let info = self.call("lamina_store_info", &json!({}))?;
+        let field = |name: &str| {
+            info[0][name].as_u64().with_context(|| format!("no '{name}' in the store's info"))
+        };
+        Ok((field("pending")?, field("checkpoints")?))
+    }
+
+    fn call(&mut self, method: &str, params: &Value) -> Result<Value> {
+        self.client.call_raw(method, params).with_context(|| format!("{method} {params}"))
+    }
+}
+
+/// Takes snapshots one after the other and says how long each took, on a thread of its own, so
+/// that requests go on meanwhile.
+fn ask_for_snapshots(mut client: Client, asks: &Receiver<String>, answers: &Sender<Result<u64>>) {
+    while let Ok(disk) = asks.recv() {
+        let begun = clock::wall_ns();
+        let outcome = client.call_raw("bdev_lvol_snapshot", &json!({ "lvol_name": disk }));
+        let took = clock::wall_ns() - begun;
+        let answer = outcome.map(|_uuid| took).context("taking a snapshot");
+        if answers.send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn disk_name(number: usize) -> String {
+    format!("disk{number}")
+}
+
+impl Peer for Laminad {
+    fn name(&self) -> String {
+        "laminad, store in RAM,".into()
+    }
+
+    fn create(&mut self, number: usize, bytes: u64) -> Result<PathBuf> {
+        let name = disk_name(number);
+        let socket = self.folder.path(&name);
+        self.call("bdev_lvol_create", &json!({ "lvol_name": name, "size": bytes }))?;
+        let export = json!({ "ctrlr": socket.to_str().context("no text")?, "dev_name": name });
+        self.call("vhost_create_blk_controller", &export)?;
+        Ok(socket)
+    }
+
+    fn delete(&mut self, number: usize) -> Result<()> {
+        let name = disk_name(number);
+        let socket = self.folder.path(&name);
+        let export = json!({ "ctrlr": socket.to_str().context("no text")? });
+        self.call("vhost_delete_controller", &export)?;
+        self.call("bdev_lvol_delete", &json!({ "name": name }))?;
+        Ok(())
+    }
+
+    fn delete_snapshots(&mut self, number: usize) -> Result<()> {
+        let list = self.call("lamina_snapshot_list", &json!({ "disk": disk_name(number) }))?;
+        for snapshot in list.as_array().context("no list of snapshots")? {
+            self.call("bdev_lvol_delete", &json!({ "name": snapshot["uuid"] }))?;
+        }
+        Ok(())
+    }
+
+    fn pid(&self, _number: usize) -> u32 {
+        self.process.id()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let end = clock::wall_ns() + 300_000_000_000;
+        loop {
+            self.call("lamina_checkpoint", &json!({}))?;
+            let before = self.progress()?;
+            std::thread::sleep(Duration::from_millis(50));
+            let after = self.progress()?;
+            // What is deleted comes back in one consistency point after the other.
+            if before == after && after.0 == 0 {
+                return Ok(());
+            }
+            ensure!(clock::wall_ns() < end, "{} bytes are still pending after 300 s", after.0);
+        }
+    }
+
+    fn has_snapshots(&self) -> bool {
+        true
+    }
+
+    fn ask_snapshot(&mut self, number: usize) -> Result<()> {
+        self.asks.send(disk_name(number)).context("the asking thread has ended")
+    }
+
+    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+        match self.answers.try_recv() {
+            Ok(answer) => answer.map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => bail!("the asking thread has ended"),
+        }
+    }
+}
