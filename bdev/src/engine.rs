@@ -401,6 +401,7 @@ impl Engine {
         self.journal_close_batch();
         self.checkpoint_step();
         self.load_wanted_bitmap();
+        self.space.refill();
         self.run_ready();
     }
 

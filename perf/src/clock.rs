@@ -26,12 +26,38 @@ pub fn thread_cpu_ns() -> u64 {
 /// # Errors
 /// The process is gone.
 pub fn process_cpu_ns(pid: u32) -> io::Result<u64> {
+    sum_of_threads(pid, 0)
+}
+
+/// Nanoseconds that all threads of a process together have waited for a core although they could
+/// have run.
+///
+/// # Errors
+/// The process is gone.
+pub fn process_wait_ns(pid: u32) -> io::Result<u64> {
+    sum_of_threads(pid, 1)
+}
+
+/// The same of the calling thread alone.
+///
+/// # Errors
+/// There is no /proc.
+pub fn thread_wait_ns() -> io::Result<u64> {
+    field_of(&std::fs::read_to_string("/proc/thread-self/schedstat")?, 1)
+}
+
+fn field_of(text: &str, field: usize) -> io::Result<u64> {
+    let value = text.split_whitespace().nth(field).and_then(|value| value.parse().ok());
+    value.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// One field of the threads' scheduler statistics: 0 is time on a CPU, 1 time waiting for one.
+fn sum_of_threads(pid: u32, field: usize) -> io::Result<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
         // A thread may end between the two calls.
         let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        let on_cpu = text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok());
-        sum += on_cpu.ok_or(io::ErrorKind::InvalidData)?;
+        sum += field_of(&text, field)?;
     }
     Ok(sum)
 }
@@ -62,6 +88,7 @@ mod tests {
         }
         assert!(wall_ns() >= wall + 15_000_000);
         assert!(process_cpu_ns(std::process::id()).unwrap() >= process + 10_000_000);
+        assert!(thread_wait_ns().unwrap() <= process_wait_ns(std::process::id()).unwrap());
         assert!(pin(CpuSet::MAX_CPU).is_err());
     }
 }

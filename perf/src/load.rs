@@ -72,6 +72,8 @@ pub struct Probe {
     pub requests: Histogram,
     /// Of the snapshots.
     pub snapshots: Histogram,
+    /// Of the snapshots without the waiting for a core, where that is known.
+    pub on_core: Histogram,
 }
 
 impl Probe {
@@ -84,15 +86,19 @@ impl Probe {
             begun: [0; DEPTH_MAX],
             requests: Histogram::default(),
             snapshots: Histogram::default(),
+            on_core: Histogram::default(),
         }
     }
 
     /// Takes the answer to a snapshot, asks for the next one when it is due.
     fn step(&mut self, store: &mut dyn Store, may_ask: bool) -> Result<()> {
         if self.waiting
-            && let Some(ns) = store.snapshot_answer()?
+            && let Some(took) = store.snapshot_answer()?
         {
-            self.snapshots.add(ns);
+            self.snapshots.add(took.wall_ns);
+            if let Some(waited) = took.waited_ns {
+                self.on_core.add(took.wall_ns.saturating_sub(waited));
+            }
             self.waiting = false;
         }
         let now = store.pace_ns();

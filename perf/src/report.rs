@@ -32,31 +32,18 @@ impl Spread {
     }
 }
 
-/// Which clock rows are compared by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Basis {
-    /// CPU time: one thread that is never idle.
-    Cpu,
-    /// The wall: two processes that wait for each other.
-    Wall,
-}
-
-impl Basis {
-    /// Nanoseconds of a sample's request.
-    pub fn cost(self, sample: &Sample) -> f64 {
-        let ns = match self {
-            Basis::Cpu => sample.cpu_ns,
-            Basis::Wall => sample.wall_ns,
-        };
-        ns as f64 / sample.ios.max(1) as f64
-    }
+/// CPU time of what is measured for each request of a sample, nanoseconds. A target that polls
+/// spends the waiting for its client too, so this is the time a request takes of a core, without
+/// what other tenants took of it.
+pub fn cost(sample: &Sample) -> f64 {
+    sample.cpu_ns as f64 / sample.ios.max(1) as f64
 }
 
 /// Rate of `row` as a share of the rate of `to`, round by round; `None` if one was not measured.
-pub fn ratio(outcomes: &[Outcome], basis: Basis, row: Row, to: Row) -> Option<Spread> {
+pub fn ratio(outcomes: &[Outcome], row: Row, to: Row) -> Option<Spread> {
     let find = |row| outcomes.iter().find(|outcome| outcome.row == row);
     let pairs = find(row)?.samples.iter().zip(&find(to)?.samples);
-    Spread::of(pairs.map(|(a, b)| basis.cost(b) / basis.cost(a)).collect())
+    Spread::of(pairs.map(|(a, b)| cost(b) / cost(a)).collect())
 }
 
 /// Everything there is to say about one command.
@@ -76,8 +63,8 @@ pub struct Report {
 fn rates(outcome: &Outcome) -> Option<(Spread, Spread)> {
     let rate = |s: &Sample| s.ios as f64 * 1e9 / s.wall_ns.max(1) as f64;
     let iops = Spread::of(outcome.samples.iter().map(rate).collect())?;
-    let cost = outcome.samples.iter().map(|s| Basis::Cpu.cost(s)).collect();
-    Some((iops, Spread::of(cost)?))
+    let costs = outcome.samples.iter().map(cost).collect();
+    Some((iops, Spread::of(costs)?))
 }
 
 fn micros(ns: u64) -> f64 {
@@ -126,9 +113,11 @@ impl Report {
         let mut out =
             format!("\n{:<44}{:>9}{:>9}{:>9}{:>10}\n", "latency, us", "p50", "p99", "p99.9", "max");
         for outcome in asked {
-            for (of, histogram) in
-                [("requests", &outcome.requests), ("snapshots", &outcome.snapshots)]
-            {
+            for (of, histogram) in [
+                ("requests", &outcome.requests),
+                ("snapshots", &outcome.snapshots),
+                ("... on a core", &outcome.on_core),
+            ] {
                 if histogram.count() == 0 {
                     continue;
                 }
@@ -171,6 +160,9 @@ impl Report {
             if outcome.snapshots.count() > 0 {
                 row["snapshots"] = latency(&outcome.snapshots);
             }
+            if outcome.on_core.count() > 0 {
+                row["snapshots_on_core"] = latency(&outcome.on_core);
+            }
             Some(row)
         };
         let facts = self.facts.iter().map(|(name, value)| (name.to_string(), json!(value)));
@@ -204,11 +196,12 @@ mod tests {
             samples: costs.map(|ns| Sample { ios: 10, wall_ns: 1, cpu_ns: ns * 10 }).to_vec(),
             requests: Histogram::default(),
             snapshots: Histogram::default(),
+            on_core: Histogram::default(),
         };
         let rows = [outcome(Row::Overwrite, [100, 1000, 10]), outcome(Row::Hole, [200, 2000, 40])];
-        let half = ratio(&rows, Basis::Cpu, Row::Hole, Row::Overwrite).unwrap();
+        let half = ratio(&rows, Row::Hole, Row::Overwrite).unwrap();
         assert_eq!((half.median, half.min, half.max), (0.5, 0.25, 0.5));
-        assert!(ratio(&rows, Basis::Cpu, Row::Hole, Row::AtDepth(0)).is_none());
+        assert!(ratio(&rows, Row::Hole, Row::AtDepth(0)).is_none());
         assert!(Spread::of(Vec::new()).is_none());
     }
 }

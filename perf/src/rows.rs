@@ -97,6 +97,8 @@ pub struct Outcome {
     pub requests: Histogram,
     /// Of the snapshots.
     pub snapshots: Histogram,
+    /// Of the snapshots without the waiting for a core, where that is known.
+    pub on_core: Histogram,
 }
 
 /// What to measure and how long.
@@ -116,7 +118,7 @@ impl Plan {
     /// Bytes a store must have for all of this.
     pub fn store_bytes(&self) -> u64 {
         // What a busy core writes to fresh blocks in one run; deleted before the next.
-        let rewritten = self.time_ns * 3 * u64::from(SMALL) / 1000;
+        let rewritten = self.time_ns * 5 / 2 * u64::from(SMALL) / 1000;
         let nodes = (DEEPEST * CHANGES) as u64 * 2 * u64::from(SMALL);
         self.disk_bytes * 10 + rewritten + 2 * nodes + (256 << 20)
     }
@@ -182,6 +184,7 @@ pub fn measure(
             samples: Vec::new(),
             requests: Histogram::default(),
             snapshots: Histogram::default(),
+            on_core: Histogram::default(),
         })
         .collect();
     for round in 0..plan.rounds {
@@ -342,6 +345,7 @@ impl Session<'_> {
         let sample = run(self.store, &mut load, Some(&mut probe))?;
         outcome.requests.merge(&probe.requests);
         outcome.snapshots.merge(&probe.snapshots);
+        outcome.on_core.merge(&probe.on_core);
         self.store.delete(disk)?;
         Ok(sample)
     }

@@ -16,6 +16,15 @@ pub enum Verb {
     Write,
 }
 
+/// How long a snapshot took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Took {
+    /// From asking to the answer, nanoseconds.
+    pub wall_ns: u64,
+    /// How long threads on the way waited for a core meanwhile, if that is known.
+    pub waited_ns: Option<u64>,
+}
+
 /// A disk of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Disk(pub usize);
@@ -91,9 +100,9 @@ pub trait Store {
     /// Nobody is there to ask.
     fn ask_snapshot(&mut self) -> Result<()>;
 
-    /// How long the snapshot took that was asked for, nanoseconds; `None` while it is not done.
+    /// How long the snapshot took that was asked for; `None` while it is not done.
     ///
     /// # Errors
     /// It was refused.
-    fn snapshot_answer(&mut self) -> Result<Option<u64>>;
+    fn snapshot_answer(&mut self) -> Result<Option<Took>>;
 }

@@ -24,13 +24,17 @@ use crate::slots::NONE;
 use crate::status::BaseError;
 
 /// Runs of blocks, packed: block in the high 48 bits, length in the low 16.
-#[derive(Default)]
 pub(crate) struct RunList {
     runs: Vec<u64>,
     blocks: u64,
 }
 
 impl RunList {
+    /// With room for an ordinary interval between two checkpoints.
+    fn roomy() -> RunList {
+        RunList { runs: Vec::with_capacity(1 << 16), blocks: 0 }
+    }
+
     pub fn push(&mut self, pba: u64, len: u64) {
         self.blocks += len;
         if let Some(last) = self.runs.last_mut()
@@ -184,7 +188,6 @@ pub(crate) struct Checkpoint {
 }
 
 /// Blocks freed one by one.
-#[derive(Default)]
 pub(crate) struct RunListFreed(pub RunList);
 
 impl RunListFreed {
@@ -208,8 +211,8 @@ impl Checkpoint {
             phase: Phase::Idle,
             flushing: false,
             dirty: Vec::with_capacity(cache_slots),
-            freed: RunListFreed::default(),
-            allocated: RunList::default(),
+            freed: RunListFreed(RunList::roomy()),
+            allocated: RunList::roomy(),
             undecided: Vec::new(),
             urgent: false,
             settled: false,
@@ -221,8 +224,8 @@ impl Checkpoint {
             at: 0,
             path: [NONE; 4],
             begun: false,
-            old_freed: RunList::default(),
-            old_allocated: RunList::default(),
+            old_freed: RunList::roomy(),
+            old_allocated: RunList::roomy(),
             old_undecided: Vec::new(),
             cursor: 0,
             cut: 0,

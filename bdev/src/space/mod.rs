@@ -44,12 +44,25 @@ struct Bitmaps {
     dirty: bool,
 }
 
+impl Bitmaps {
+    const EMPTY: Bitmaps =
+        Bitmaps { busy: [0; BITMAP_WORDS], disk: [0; BITMAP_WORDS], side: 0, dirty: false };
+}
+
+/// Bitmaps (4 KiB each) set aside at open, and the least kept ready later.
+const SPARE_START: usize = 2048;
+const SPARE_MIN: usize = 16;
+
 pub(crate) struct Space {
     pub geometry: Geometry,
     entries: Vec<Entry>,
     /// Blocks of each extent that can be given out.
     avail: Vec<u32>,
     maps: Vec<Option<Box<Bitmaps>>>,
+    /// Memory for extents still to be loaded, so that a request that opens one allocates nothing.
+    spare: Vec<Box<Bitmaps>>,
+    /// Extents not loaded yet.
+    unloaded: usize,
     /// Extents whose bitmap is damaged: nothing is given out of them or taken back.
     sealed: Vec<bool>,
     current: [Option<usize>; 2],
@@ -72,6 +85,8 @@ impl Space {
             entries: vec![Entry::default(); count],
             avail: vec![0; count],
             maps: (0..count).map(|_| None).collect(),
+            spare: (0..count.min(SPARE_START)).map(|_| Box::new(Bitmaps::EMPTY)).collect(),
+            unloaded: count,
             sealed: vec![false; count],
             current: [None; 2],
             cursor: [0; 2],
@@ -171,10 +186,19 @@ impl Space {
 
     fn install(&mut self, extent: usize, words: [u64; BITMAP_WORDS], side: usize) {
         assert!(self.maps[extent].is_none());
-        self.maps[extent] =
-            Some(Box::new(Bitmaps { busy: words, disk: words, side, dirty: false }));
+        let mut map = self.spare.pop().unwrap_or_else(|| Box::new(Bitmaps::EMPTY));
+        *map = Bitmaps { busy: words, disk: words, side, dirty: false };
+        self.maps[extent] = Some(map);
+        self.unloaded -= 1;
         if self.wanted == Some(extent) {
             self.wanted = None;
+        }
+    }
+
+    /// Off the path of requests: keeps memory ready for extents to come.
+    pub fn refill(&mut self) {
+        if self.spare.len() < SPARE_MIN && self.spare.len() < self.unloaded {
+            self.spare.push(Box::new(Bitmaps::EMPTY));
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::clock;
 use crate::goals::judge;
-use crate::report::{Basis, Report};
+use crate::report::Report;
 use crate::rows::{Plan, Row, measure};
 use rig::Rig;
 
@@ -116,7 +116,7 @@ pub fn main(options: &Options) -> Result<bool> {
             ("data", if options.no_copy { "not moved" } else { "copied" }.into()),
             ("compared by", "CPU time of the thread, pair by pair".into()),
         ],
-        goals: judge(&outcomes, Basis::Cpu),
+        goals: judge(&outcomes),
         outcomes,
         notes,
     };

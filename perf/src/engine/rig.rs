@@ -10,7 +10,7 @@ use lamina_bdev::{
 
 use crate::clock;
 use crate::memory::Memory;
-use crate::store::{BUFFER_BYTES, DEPTH_MAX, Disk, Store, Verb};
+use crate::store::{BUFFER_BYTES, DEPTH_MAX, Disk, Store, Took, Verb};
 
 /// Rounds of engine and base in one turn.
 const ROUNDS_MAX: usize = 16;
@@ -51,7 +51,7 @@ pub struct Rig {
     reply: Option<(u64, Result<Reply, lamina_bdev::Error>)>,
     /// Snapshot asked for: its cookie and when.
     asked: Option<(u64, u64)>,
-    took: Option<u64>,
+    took: Option<Took>,
     newest: Option<SnapRef>,
 }
 
@@ -162,7 +162,8 @@ impl Rig {
             match self.asked {
                 Some((asked, begun)) if asked == cookie => {
                     let Reply::Snapshot(snap) = outcome? else { bail!("no snapshot came back") };
-                    self.took = Some(clock::wall_ns() - begun);
+                    let wall_ns = clock::wall_ns() - begun;
+                    self.took = Some(Took { wall_ns, waited_ns: None });
                     self.asked = None;
                     self.newest = Some(SnapRef { disk: self.disk()?.0, snap });
                 }
@@ -341,7 +342,7 @@ impl Store for Rig {
         Ok(())
     }
 
-    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+    fn snapshot_answer(&mut self) -> Result<Option<Took>> {
         Ok(self.took.take())
     }
 }

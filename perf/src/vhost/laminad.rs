@@ -15,6 +15,7 @@ use super::folder::Folder;
 use super::process::Process;
 use super::rig::Peer;
 use crate::clock;
+use crate::store::Took;
 
 /// A running daemon.
 pub struct Laminad {
@@ -22,7 +23,7 @@ pub struct Laminad {
     client: Client,
     /// Names of disks to take snapshots of, for the thread that asks.
     asks: Sender<String>,
-    answers: Receiver<Result<u64>>,
+    answers: Receiver<Result<Took>>,
     folder: Folder,
 }
 
@@ -75,8 +76,9 @@ impl Laminad {
         });
         let (asks, waiting) = channel();
         let (answer, answers) = channel();
+        let pid = process.id();
         let asking = Client::connect(&socket)?;
-        std::thread::spawn(move || ask_for_snapshots(asking, &waiting, &answer));
+        std::thread::spawn(move || ask_for_snapshots(asking, pid, &waiting, &answer));
         let client = Client::connect_within(&socket, Duration::from_secs(600))?;
         let mut daemon = Laminad { process, client, asks, answers, folder };
         daemon.call(
@@ -102,16 +104,28 @@ impl Laminad {
 
 /// Takes snapshots one after the other and says how long each took, on a thread of its own, so
 /// that requests go on meanwhile.
-fn ask_for_snapshots(mut client: Client, asks: &Receiver<String>, answers: &Sender<Result<u64>>) {
+fn ask_for_snapshots(
+    mut client: Client,
+    daemon: u32,
+    asks: &Receiver<String>,
+    answers: &Sender<Result<Took>>,
+) {
     while let Ok(disk) = asks.recv() {
-        let begun = clock::wall_ns();
-        let outcome = client.call_raw("bdev_lvol_snapshot", &json!({ "lvol_name": disk }));
-        let took = clock::wall_ns() - begun;
-        let answer = outcome.map(|_uuid| took).context("taking a snapshot");
+        let answer = ask_for_snapshot(&mut client, daemon, &disk);
         if answers.send(answer).is_err() {
             return;
         }
     }
+}
+
+fn ask_for_snapshot(client: &mut Client, daemon: u32, disk: &str) -> Result<Took> {
+    let waited =
+        || -> Result<u64> { Ok(clock::process_wait_ns(daemon)? + clock::thread_wait_ns()?) };
+    let (before, begun) = (waited()?, clock::wall_ns());
+    let outcome = client.call_raw("bdev_lvol_snapshot", &json!({ "lvol_name": disk }));
+    let wall_ns = clock::wall_ns() - begun;
+    outcome.context("taking a snapshot")?;
+    Ok(Took { wall_ns, waited_ns: Some(waited()?.saturating_sub(before)) })
 }
 
 fn disk_name(number: usize) -> String {
@@ -176,7 +190,7 @@ impl Peer for Laminad {
         self.asks.send(disk_name(number)).context("the asking thread has ended")
     }
 
-    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+    fn snapshot_answer(&mut self) -> Result<Option<Took>> {
         match self.answers.try_recv() {
             Ok(answer) => answer.map(Some),
             Err(TryRecvError::Empty) => Ok(None),

@@ -10,6 +10,7 @@ use super::folder::Folder;
 use super::process::Process;
 use super::rig::Peer;
 use crate::clock;
+use crate::store::Took;
 
 /// Format of the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,7 +119,7 @@ impl Peer for Qsd {
         bail!("snapshots of qemu-storage-daemon are not measured")
     }
 
-    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+    fn snapshot_answer(&mut self) -> Result<Option<Took>> {
         Ok(None)
     }
 }

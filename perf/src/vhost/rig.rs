@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::client::{Connection, open_soon};
 use crate::clock;
 use crate::memory::Memory;
-use crate::store::{BUFFER_BYTES, DEPTH_MAX, Disk, Store, Verb};
+use crate::store::{BUFFER_BYTES, DEPTH_MAX, Disk, Store, Took, Verb};
 
 /// A target and how it is told what to do.
 pub trait Peer {
@@ -54,7 +54,7 @@ pub trait Peer {
     ///
     /// # Errors
     /// It was refused.
-    fn snapshot_answer(&mut self) -> Result<Option<u64>>;
+    fn snapshot_answer(&mut self) -> Result<Option<Took>>;
 }
 
 /// A target with the client's connections to its disks.
@@ -146,7 +146,7 @@ impl Store for Rig {
         self.peer.ask_snapshot(self.chosen)
     }
 
-    fn snapshot_answer(&mut self) -> Result<Option<u64>> {
+    fn snapshot_answer(&mut self) -> Result<Option<Took>> {
         self.peer.snapshot_answer()
     }
 }
