@@ -96,8 +96,8 @@ impl Probe {
             && let Some(took) = store.snapshot_answer()?
         {
             self.snapshots.add(took.wall_ns);
-            if let Some(waited) = took.waited_ns {
-                self.on_core.add(took.wall_ns.saturating_sub(waited));
+            if let Some(on_core) = took.on_core_ns {
+                self.on_core.add(on_core);
             }
             self.waiting = false;
         }

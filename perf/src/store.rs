@@ -21,8 +21,9 @@ pub enum Verb {
 pub struct Took {
     /// From asking to the answer, nanoseconds.
     pub wall_ns: u64,
-    /// How long threads on the way waited for a core meanwhile, if that is known.
-    pub waited_ns: Option<u64>,
+    /// The same without the time that threads on the way waited for a core, if that is known; never
+    /// less than it was, since the reading of the threads' statistics is part of it.
+    pub on_core_ns: Option<u64>,
 }
 
 /// A disk of a store.

@@ -163,7 +163,7 @@ impl Rig {
                 Some((asked, begun)) if asked == cookie => {
                     let Reply::Snapshot(snap) = outcome? else { bail!("no snapshot came back") };
                     let wall_ns = clock::wall_ns() - begun;
-                    self.took = Some(Took { wall_ns, waited_ns: None });
+                    self.took = Some(Took { wall_ns, on_core_ns: None });
                     self.asked = None;
                     self.newest = Some(SnapRef { disk: self.disk()?.0, snap });
                 }

@@ -121,11 +121,16 @@ fn ask_for_snapshots(
 fn ask_for_snapshot(client: &mut Client, daemon: u32, disk: &str) -> Result<Took> {
     let waited =
         || -> Result<u64> { Ok(clock::process_wait_ns(daemon)? + clock::thread_wait_ns()?) };
-    let (before, begun) = (waited()?, clock::wall_ns());
+    // What is waited between the two clocks is in both windows.
+    let outer = clock::wall_ns();
+    let before = waited()?;
+    let begun = clock::wall_ns();
     let outcome = client.call_raw("bdev_lvol_snapshot", &json!({ "lvol_name": disk }));
     let wall_ns = clock::wall_ns() - begun;
     outcome.context("taking a snapshot")?;
-    Ok(Took { wall_ns, waited_ns: Some(waited()?.saturating_sub(before)) })
+    let waited_ns = waited()?.saturating_sub(before);
+    let on_core_ns = Some((clock::wall_ns() - outer).saturating_sub(waited_ns));
+    Ok(Took { wall_ns, on_core_ns })
 }
 
 fn disk_name(number: usize) -> String {
