@@ -127,7 +127,8 @@ impl Engine {
         }
     }
 
-    /// Some(true): the snapshot's tree is not written. Some(false): it is. `None`: no such snapshot.
+    /// Some(true): the snapshot's tree is not written. Some(false): it is. `None`: no such
+    /// snapshot.
     fn unsettled(&self, at: SnapRef) -> Option<bool> {
         let disk = self.disks.get(at.disk.0 as usize)?.as_ref().filter(|d| !d.deleting)?;
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying)?;
@@ -587,12 +588,13 @@ impl Engine {
         self.settled_root(at)?;
         let disk = self.live(at.disk)?;
         let snap = disk.snap(at.snap.0).expect("looked up");
-        let what = format!("snapshot {} of disk {}", snap_name(snap), disk.name);
+        let what = || format!("snapshot {} of disk {}", snap_name(snap), disk.name);
         if snap.attached > 0 {
+            let what = what();
             return Err(error(ErrorKind::Busy, format!("{what} is in use: detach it first")));
         }
         if snap.clones > 0 {
-            let clones = self.clones_of(at.disk, snap.id);
+            let (what, clones) = (what(), self.clones_of(at.disk, snap.id));
             let text = format!("{what} has clones ({clones}): delete those disks first");
             return Err(error(ErrorKind::Busy, text));
         }

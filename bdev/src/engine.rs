@@ -359,6 +359,7 @@ impl Engine {
     pub fn complete(&mut self, tag: Tag, result: Result<(), BaseError>) {
         assert!(self.in_flight > 0, "a base operation completed that was never started");
         self.in_flight -= 1;
+        self.checkpoint.waiting = false;
         let class = (tag.0 >> 56) as u8;
         let (generation, index) = ((tag.0 >> 32) as u32 & 0xff_ffff, tag.0 as u32);
         match class {
@@ -377,8 +378,8 @@ impl Engine {
         self.run_ready();
     }
 
-    /// Once a turn, after submits and completes: closes the commit batch and takes background work a
-    /// bounded step further. `now_ns` is monotonic. Then drain [`Engine::next_io`].
+    /// Once a turn, after submits and completes: closes the commit batch and takes background work
+    /// a bounded step further. `now_ns` is monotonic. Then drain [`Engine::next_io`].
     pub fn tick(&mut self, now_ns: u64) {
         self.now = now_ns;
         if self.state != EngineState::Ready {

@@ -1,16 +1,16 @@
 //! Opening a shard: the same steps after a clean stop and after a crash.
 //!
 //! ```text
-//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► journal ─► verify ─► apply ─► settle ─► checkpoint
-//!                                                              (read)   (data crc)  (map)    (flush)   (new journal)
+//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► journal (read)
+//!      ─► verify (data crc) ─► apply (map) ─► settle (flush) ─► checkpoint (new journal)
 //! ```
 //!
 //! Work and memory are bounded by the journal and the number of disks and snapshots, not by the
 //! capacity: bitmaps and map nodes are read only where the journal touches them.
 //!
 //! A record that no completed flush covers is checked against its data and dropped if they differ:
-//! the data was lost with the device's cache. No block named by the journal is reused or overwritten
-//! before the next consistency point, so a mismatch can mean nothing else.
+//! the data was lost with the device's cache. No block named by the journal is reused or
+//! overwritten before the next consistency point, so a mismatch can mean nothing else.
 
 use crate::base_io::BaseOp;
 use crate::disk::{Disk, LogBlock, Root, Snap};

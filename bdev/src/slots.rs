@@ -1,9 +1,9 @@
 //! One operation is one slot of a fixed slab; waiting is a link in an intrusive list.
 //!
 //! ```text
-//!  submit ─► Locate ─► (WaitNode) ─► (WaitBusy) ─► Admit ─► RmwRead ─► Data ─► Journal ─► next part
-//!               ▲                        │            │                                     or Flush
-//!               └──────── parked ◄───────┴────────────┘                                     or Done
+//!  submit ─► Locate ─► (WaitNode, WaitBusy) ─► admitted ─► RmwRead ─► Data ─► Journal
+//!               ▲                                 │                               │
+//!               └──────────── Parked ◄────────────┘           next part, Flush or Done
 //! ```
 
 use crate::limits::{RUNS_MAX, SEGS_MAX};

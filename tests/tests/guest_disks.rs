@@ -1,4 +1,5 @@
-//! Thin disks as a guest sees them: snapshots, clones, discard, resize, several disks, a full store.
+//! Thin disks as a guest sees them: snapshots, clones, discard, resize, several disks, a full
+//! store.
 
 use lamina_tests::guest::{Daemon, MIB, Machine, ready, turn};
 use serde_json::json;

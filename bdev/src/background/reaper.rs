@@ -1,9 +1,9 @@
 //! The reaper frees what a deleted version alone holds, by walking it next to its neighbours.
 //!
 //! ```text
-//!   older ──── V (deleted) ──── newer         a subtree of V that a neighbour also has, at the same
-//!                 ║                           place and address, is skipped whole; what only V has
-//!        walk in leaf order, cursor kept      is freed, leaves first
+//!   older ──── V (deleted) ──── newer      a subtree of V that a neighbour also has, at the
+//!                 ║                        same place and address, is skipped whole; what only
+//!        walk in leaf order, cursor kept   V has is freed, leaves first
 //! ```
 //!
 //! It runs inside a consistency point, after the point's own nodes are on disk, and sees only trees

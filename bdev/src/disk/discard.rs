@@ -107,8 +107,8 @@ impl Engine {
     }
 
     fn discard_admit(&mut self, index: u32) -> bool {
-        // What is kept back from writes is there for this: the checkpoint needs a few blocks for the
-        // leaf and its parents before it gives the freed ones back.
+        // What is kept back from writes is there for this: the checkpoint needs a few blocks for
+        // the leaf and its parents before it gives the freed ones back.
         let room = self.space.free > 4 * (self.checkpoint.dirty_count() as u64 + 1);
         let hopeless = self.checkpoint.dirty_count() == 0 && !self.space_is_coming();
         if !room && hopeless {

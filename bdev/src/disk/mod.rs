@@ -66,8 +66,8 @@ pub(crate) struct Disk {
     pub epoch: u64,
     /// Newest snapshot that still counts; nodes born up to it are shared.
     pub newest: u64,
-    /// Newest snapshot whose deletion has not committed yet: until then its blocks stay as they are,
-    /// since a crash would bring it back.
+    /// Newest snapshot whose deletion has not committed yet: until then its blocks stay as they
+    /// are, since a crash would bring it back.
     pub guarded: u64,
     pub mapped: u64,
     pub created: u64,

@@ -1,7 +1,7 @@
 //! Stages of a write: find the leaf, hold the blocks, decide where the data goes, write it, log it.
 //!
 //! A part is either whole blocks within one leaf, or one block of which only some sectors are
-//! written; the latter reads the old block into a page, merges and writes the page as a whole block.
+//! written; the latter reads the old block into a page, merges, and writes the page as a block.
 
 use crate::base_io::BaseOp;
 use crate::engine::{Class, Engine, tag};

@@ -1,7 +1,7 @@
 //! The store on its base device. Structs only: what the bytes mean, never when they are written.
 //!
 //! ```text
-//!  device   ┌ label ┬ label ┬ ... ┬ region of shard 0 ┬ region of shard 1 ┬ ... ┐   label: label.rs
+//!  device   ┌ label ┬ label ┬ ... ┬ region of shard 0 ┬ region of shard 1 ┬ ... ┐
 //!           0       1             16
 //!
 //!  region   ┌ superblock A ┬ superblock B ┬ catalogue ┬ disk records ┬ journal ┬ extent 0 ┬ ... ┐

@@ -1,4 +1,5 @@
-//! The superblock: the one block whose writing commits a consistency point, and the region's layout.
+//! The superblock: the one block whose writing commits a consistency point; and the region's
+//! layout.
 //!
 //! Both copies are written at each consistency point, one after the other with a flush between:
 //! first the copy that is not the newest, which commits, then the other, so that damage to either

@@ -180,7 +180,7 @@ pub(crate) struct Checkpoint {
     pub gone: Vec<u32>,
     bad_node: Option<(Key, u8)>,
     /// The last step found nothing it could do before something completes.
-    waiting: bool,
+    pub waiting: bool,
     /// Copy of the superblock that is the newest.
     pub newest_superblock: u64,
     /// Node reads the reaper may still do.
@@ -407,7 +407,7 @@ impl Engine {
         self.checkpoint.phase = Phase::Nodes;
     }
 
-    /// Which versions of which disks have to be written: snapshots without a tree, then the live one.
+    /// Which versions of which disks have to be written: snapshots without a tree, then the live.
     fn list_versions(&mut self) {
         let mut at = 0;
         for (id, disk) in self.disks.iter_mut().enumerate() {

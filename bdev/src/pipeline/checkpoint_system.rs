@@ -150,7 +150,8 @@ impl Engine {
         true
     }
 
-    /// Two neighbouring blocks of metadata. `None`: a bitmap must be read first, or the shard failed.
+    /// Two neighbouring blocks of metadata. `None`: a bitmap must be read first, or the shard has
+    /// failed.
     fn allocate_pair(&mut self) -> Option<u64> {
         let mut singles = Vec::new();
         let found = loop {

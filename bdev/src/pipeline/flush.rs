@@ -52,7 +52,7 @@ impl Engine {
         assert!(self.flush.in_flight, "a flush completed that was never started");
         self.flush.in_flight = false;
         let status = match result {
-            // Another flush failed meanwhile, and what it dropped this one no longer found to write.
+            // Another flush failed meanwhile; what it dropped, this one no longer found to write.
             Ok(()) if self.failed.is_some() => Status::IoError,
             Ok(()) => {
                 self.journal.flushed = self.journal.flushed.max(self.flush.covers);

@@ -1,12 +1,12 @@
 //! The commit pipeline.
 //!
 //! ```text
-//!  data written ─► record in the open batch ─► journal block written, in order ─► map changed, done
+//!  data written ─► record in the open batch ─► journal block written ─► in order: map changed
 //!                                                        │
-//!                  checkpoint: freeze ─► nodes ─► bitmaps ─► records ─► superblock ─► journal trimmed
+//!      checkpoint: freeze ─► nodes ─► bitmaps ─► records ─► superblock ─► journal trimmed
 //! ```
 //!
-//! Watermarks of journal blocks: `tail` (checkpointed) <= `flushed` (durable) <= `applied` < `next`.
+//! Watermarks of journal blocks: `tail` (checkpointed) <= `flushed` (durable) <= `applied`.
 
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_nodes;

@@ -7,9 +7,9 @@
 //!                          └── crash here: free again, nothing leaks
 //! ```
 //!
-//! Each extent has two bitmaps in RAM once it is loaded: `busy` (not to be given out now) and `disk`
-//! (what the next checkpoint writes). Only the checkpoint changes `disk`, from the lists of what was
-//! allocated and freed before its freeze.
+//! Each extent has two bitmaps in RAM once it is loaded: `busy` (not to be given out now) and
+//! `disk` (what the next checkpoint writes). Only the checkpoint changes `disk`, from the lists of
+//! what was allocated and freed before its freeze.
 
 use crate::format::extent::{self, BITMAP_WORDS, CATALOGUE_ENTRIES, Entry, ExtentType};
 use crate::format::superblock::Geometry;

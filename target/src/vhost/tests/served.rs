@@ -1,4 +1,5 @@
 //! A served export on a real socket, with a loop of a thread for a reactor that does sleep.
+// UNSAFETY: borrows an eventfd by number, which the reactor does too.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
