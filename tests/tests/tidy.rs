@@ -40,7 +40,7 @@ const UNSAFE_FILES: &[&str] = &[
 /// Files over the goal, with their lines.
 const LONG_FILES: &[(&str, usize)] = &[
     ("bdev/src/commands.rs", 671),
-    ("bdev/src/engine.rs", 613),
+    ("bdev/src/engine.rs", 614),
     ("bdev/src/pipeline/checkpoint.rs", 671),
     ("bdev/src/recover.rs", 716),
 ];
