@@ -1,7 +1,7 @@
 //! The engine: four verbs in (`submit`, `complete`, `tick`, `command`), outboxes out. Nothing
 //! re-enters; nothing here knows what a thread, a clock or a socket is.
 
-use crate::background::reaper::Walker;
+use crate::background::walker::Walker;
 use crate::base_io::{BaseIo, BaseOp, BaseTraits};
 use crate::commands::{PendingSnapshot, Resize};
 use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, StoreInfo};
@@ -135,7 +135,8 @@ pub struct Engine {
     pub(crate) journal: Journal,
     pub(crate) flush: Flush,
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) walker: Walker,
+    /// By [`crate::background::walker::REAPER`] and its kind.
+    pub(crate) walkers: [Walker; 2],
     pub(crate) recovery: Option<Box<Recovery>>,
     pub(crate) commands: VecDeque<(u64, Command)>,
     pub(crate) resizes: Vec<Resize>,
@@ -201,7 +202,7 @@ impl Engine {
             journal: Journal::new(journal_pages),
             flush: Flush::default(),
             checkpoint: Checkpoint::new(nodes),
-            walker: Walker::new(),
+            walkers: [Walker::new(), Walker::new()],
             recovery: Some(Box::new(Recovery::new(label.region_bytes))),
             commands: VecDeque::new(),
             resizes: Vec::new(),
@@ -371,7 +372,7 @@ impl Engine {
             6 => self.page_write_done(index, result),
             7 => self.checkpoint_flush_done(result),
             8 => self.bitmap_read_done(result),
-            9 => self.walk_read_done(index, result),
+            9 => self.walk_read_done(generation as usize, index, result),
             10 => self.recover_io_done(index, result),
             _ => panic!("a tag of no known class"),
         }

@@ -11,197 +11,15 @@
 //! nothing. Leaves below the cursor no longer count the deleted version as sharing them; what the
 //! live disk drops meanwhile goes through the checkpoint's undecided list.
 
-use crate::base_io::BaseOp;
+use crate::background::walker::{REAPER, Walk};
 use crate::disk::Root;
-use crate::engine::{Class, Engine, tag};
+use crate::engine::Engine;
 use crate::format::disk_record::{REAP_LIVE, REAP_NONE};
 use crate::format::node;
 use crate::limits::{LEVEL_BITS, LINKS, REAP_READS_CHECKPOINT};
-use crate::page::PageId;
 use crate::pipeline::checkpoint::Step;
-use crate::status::BaseError;
-
-/// Buffers: four levels of three trees, and some.
-const BUFFERS: usize = 16;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Buffer {
-    Empty,
-    Loading { address: u64, level: u8, index: u64, page: PageId },
-    Node { address: u64, used: u64 },
-    Damaged { address: u64, used: u64 },
-}
-
-/// Reads immutable nodes by address.
-pub(crate) struct Walker {
-    state: [Buffer; BUFFERS],
-    links: Vec<[u64; LINKS]>,
-    clock: u64,
-    reads: usize,
-    errors: u32,
-}
-
-/// Where a walk ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Walk {
-    /// A node is being read.
-    Wait,
-    Absent,
-    Damaged,
-    /// Address and buffer.
-    Node(u64, usize),
-}
-
-impl Walker {
-    pub fn new() -> Walker {
-        Walker {
-            state: [Buffer::Empty; BUFFERS],
-            links: vec![[0; LINKS]; BUFFERS],
-            clock: 0,
-            reads: 0,
-            errors: 0,
-        }
-    }
-
-    /// Addresses may be reused from here on.
-    pub fn forget(&mut self) {
-        for state in &mut self.state {
-            if !matches!(state, Buffer::Loading { .. }) {
-                *state = Buffer::Empty;
-            }
-        }
-    }
-
-    pub fn links(&self, buffer: usize) -> &[u64; LINKS] {
-        &self.links[buffer]
-    }
-}
 
 impl Engine {
-    /// The node at `address`, which must be the one of `level` at `index`.
-    fn walk_node(&mut self, address: u64, level: u8, index: u64) -> Walk {
-        self.walker.clock += 1;
-        let now = self.walker.clock;
-        let mut victim = None;
-        let mut oldest = u64::MAX;
-        for (i, state) in self.walker.state.iter_mut().enumerate() {
-            match state {
-                Buffer::Loading { .. } => return Walk::Wait,
-                Buffer::Node { address: a, used } if *a == address => {
-                    *used = now;
-                    return Walk::Node(address, i);
-                }
-                Buffer::Damaged { address: a, used } if *a == address => {
-                    *used = now;
-                    return Walk::Damaged;
-                }
-                Buffer::Empty => {
-                    victim = Some(i);
-                    oldest = 0;
-                }
-                Buffer::Node { used, .. } | Buffer::Damaged { used, .. } => {
-                    if *used < oldest {
-                        victim = Some(i);
-                        oldest = *used;
-                    }
-                }
-            }
-        }
-        let Some(page) = self.pages.take_above(self.page_reserve) else { return Walk::Wait };
-        let at = victim.expect("there are buffers");
-        self.walker.state[at] = Buffer::Loading { address, level, index, page };
-        self.walker.reads += 1;
-        let addr = self.pages.addr(page);
-        self.issue(tag(Class::Walk, 0, at as u32), BaseOp::Read, address, addr, 4096);
-        Walk::Wait
-    }
-
-    pub(crate) fn walk_read_done(&mut self, at: u32, result: Result<(), BaseError>) {
-        let at = at as usize;
-        let Buffer::Loading { address, level, index, page } = self.walker.state[at] else {
-            panic!("a walk read completed that was never started")
-        };
-        let used = self.walker.clock;
-        self.walker.state[at] = match result {
-            // Tried again when it is wanted again, but not for ever.
-            Err(_) => {
-                self.walker.errors += 1;
-                let give_up = self.walker.errors.is_multiple_of(8);
-                if give_up { Buffer::Damaged { address, used } } else { Buffer::Empty }
-            }
-            Ok(()) => {
-                let links = &mut self.walker.links[at];
-                let bytes = self.pages.bytes(page);
-                let read = node::read(bytes, links, self.store, self.shard, address);
-                let linkable = |l: &u64| *l == 0 || self.space.geometry.linkable(l & node::ADDRESS);
-                match read {
-                    Ok(info) if info.level == level && info.index == index => {
-                        if links.iter().all(linkable) {
-                            Buffer::Node { address, used }
-                        } else {
-                            Buffer::Damaged { address, used }
-                        }
-                    }
-                    Ok(_) | Err(_) => Buffer::Damaged { address, used },
-                }
-            }
-        };
-        if let Buffer::Damaged { .. } = self.walker.state[at] {
-            let text = format!(
-                "map node at block {address} (level {level}, index {index}) is damaged; space below it is not reclaimed"
-            );
-            self.event(true, text);
-        }
-        self.pages.give(page);
-    }
-
-    /// The node of `level` above (or at) leaf `leaf` in the tree of `root`.
-    pub(crate) fn walk(&mut self, root: Root, level: u8, leaf: u64) -> Walk {
-        if root.address == 0
-            || level > root.level
-            || leaf >> (LEVEL_BITS * u32::from(root.level)) != 0
-        {
-            return Walk::Absent;
-        }
-        let mut address = root.address;
-        let mut at = root.level;
-        loop {
-            let index = leaf >> (LEVEL_BITS * u32::from(at));
-            let buffer = match self.walk_node(address, at, index) {
-                Walk::Node(address, buffer) if at == level => return Walk::Node(address, buffer),
-                Walk::Node(_, buffer) => buffer,
-                stop => return stop,
-            };
-            at -= 1;
-            let child = leaf >> (LEVEL_BITS * u32::from(at));
-            address = self.walker.links(buffer)[child as usize % LINKS] & node::ADDRESS;
-            if address == 0 {
-                return Walk::Absent;
-            }
-        }
-    }
-
-    /// The address of the node of `level` above leaf `leaf`, without reading that node itself.
-    fn walk_address(&mut self, root: Root, level: u8, leaf: u64) -> Result<u64, Walk> {
-        if root.address == 0
-            || level > root.level
-            || leaf >> (LEVEL_BITS * u32::from(root.level)) != 0
-        {
-            return Ok(0);
-        }
-        if level == root.level {
-            return Ok(root.address);
-        }
-        match self.walk(root, level + 1, leaf) {
-            Walk::Absent => Ok(0),
-            Walk::Node(_, buffer) => {
-                let child = leaf >> (LEVEL_BITS * u32::from(level));
-                Ok(self.walker.links(buffer)[child as usize % LINKS] & node::ADDRESS)
-            }
-            stop => Err(stop),
-        }
-    }
-
     /// True while a deleted version has not been taken apart.
     pub(crate) fn reaping(&self) -> bool {
         self.to_reap > 0
@@ -220,14 +38,14 @@ impl Engine {
 
     pub(crate) fn begin_reap(&mut self) {
         self.checkpoint.reap_budget = REAP_READS_CHECKPOINT * 8;
-        self.walker.reads = 0;
+        self.walkers[REAPER].reads = 0;
     }
 
     /// One position of the walk.
     pub(crate) fn reap_step(&mut self) -> Step {
         if self.to_reap == 0
             || self.checkpoint.reap_budget == 0
-            || self.walker.reads > REAP_READS_CHECKPOINT
+            || self.walkers[REAPER].reads > REAP_READS_CHECKPOINT
         {
             return Step::Done;
         }
@@ -322,7 +140,7 @@ impl Engine {
             if self.shared_at(neighbours, level, leaf, address)? {
                 break past;
             }
-            let buffer = match self.walk_node(address, level, leaf >> span) {
+            let buffer = match self.walk_node(REAPER, address, level, leaf >> span) {
                 Walk::Node(_, buffer) => buffer,
                 Walk::Wait => return Err(()),
                 Walk::Damaged | Walk::Absent => break past,
@@ -336,7 +154,7 @@ impl Engine {
             depth += 1;
             level -= 1;
             let child = leaf >> (LEVEL_BITS * u32::from(level));
-            address = self.walker.links(buffer)[child as usize % LINKS] & node::ADDRESS;
+            address = self.walkers[REAPER].links(buffer)[child as usize % LINKS] & node::ADDRESS;
             if address == 0 {
                 break (child + 1) << (LEVEL_BITS * u32::from(level));
             }
@@ -363,7 +181,7 @@ impl Engine {
         address: u64,
     ) -> Result<bool, ()> {
         for root in neighbours {
-            match self.walk_address(root, level, leaf) {
+            match self.walk_address(REAPER, root, level, leaf) {
                 Ok(found) if found == address => return Ok(true),
                 Ok(_) => {}
                 Err(Walk::Wait) => return Err(()),
@@ -377,7 +195,7 @@ impl Engine {
     fn reap_leaf(&mut self, neighbours: [Root; 2], leaf: u64, buffer: usize) -> Result<(), ()> {
         let mut others = [None; 2];
         for (other, root) in others.iter_mut().zip(neighbours) {
-            match self.walk(root, 0, leaf) {
+            match self.walk(REAPER, root, 0, leaf) {
                 Walk::Node(_, buffer) => *other = Some(buffer),
                 Walk::Absent => {}
                 Walk::Wait => return Err(()),
@@ -386,11 +204,11 @@ impl Engine {
             }
         }
         for i in 0..LINKS {
-            let block = self.walker.links(buffer)[i] & node::ADDRESS;
+            let block = self.walkers[REAPER].links(buffer)[i] & node::ADDRESS;
             let shared = others
                 .iter()
                 .flatten()
-                .any(|&other| self.walker.links(other)[i] & node::ADDRESS == block);
+                .any(|&other| self.walkers[REAPER].links(other)[i] & node::ADDRESS == block);
             if block != 0 && !shared {
                 self.checkpoint.old_freed.push(block, 1);
             }

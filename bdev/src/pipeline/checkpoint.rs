@@ -11,6 +11,7 @@
 //! reads never wait for it. Blocks freed before the freeze are given out again after the second
 //! copy of the superblock is durable and reads that began before the freeze are done.
 
+use crate::background::walker::REAPER;
 use crate::base_io::BaseOp;
 use crate::control::Reply;
 use crate::engine::{Class, Engine, EngineState, tag};
@@ -402,7 +403,7 @@ impl Engine {
         }
         assert_eq!(self.readers[1 - self.lane], 0);
         self.lane = 1 - self.lane;
-        self.walker.forget();
+        self.walkers[REAPER].forget();
         self.list_versions();
         self.checkpoint.phase = Phase::Nodes;
     }

@@ -2,7 +2,7 @@
 //! disk records; and the reading of bitmaps, which allocation needs too.
 
 use super::checkpoint::Step;
-use crate::background::reaper::Walk;
+use crate::background::walker::{REAPER, Walk};
 use crate::base_io::BaseOp;
 use crate::disk::{Disk, LogBlock, Root};
 use crate::engine::{Class, Engine, tag};
@@ -25,13 +25,13 @@ impl Engine {
             let leaf = entry.vba >> LEVEL_BITS;
             let held = match self.older_root(entry.disk, entry.epoch, leaf + 1) {
                 None => false,
-                Some(root) => match self.walk(root, 0, leaf) {
+                Some(root) => match self.walk(REAPER, root, 0, leaf) {
                     Walk::Wait => return Step::Wait,
                     Walk::Absent => false,
                     // Better a block too few than one given out twice; `check` finds it.
                     Walk::Damaged => true,
                     Walk::Node(_, buffer) => {
-                        let link = self.walker.links(buffer)[entry.vba as usize % LINKS];
+                        let link = self.walkers[REAPER].links(buffer)[entry.vba as usize % LINKS];
                         link & node::ADDRESS == entry.pba
                     }
                 },
