@@ -322,6 +322,7 @@ impl Engine {
             written: false,
             drain: disk.in_place,
             dying: false,
+            ghost: false,
             attached: 0,
             clones: 0,
             place: None,
@@ -525,6 +526,7 @@ impl Engine {
             return Err(error(ErrorKind::NoSpace, text));
         }
         let mut disk = Box::new(Disk::new(name, uuid, size, time));
+        disk.born = self.superblock.generation + 1;
         if let (Some((at, root)), Some(snap)) = (root, snap) {
             disk.root = root;
             disk.mapped = snap.mapped;
@@ -553,59 +555,34 @@ impl Engine {
             let text = format!("disk {name} is in use: detach its exports first");
             return Err(error(ErrorKind::Busy, text));
         }
-        if let Some(snap) = disk.snaps.iter().find(|s| s.clones > 0) {
-            let text = format!(
-                "disk {name} has clones of its snapshot {} ({}): delete those disks first",
-                snap_name(snap),
-                self.clones_of(id, snap.id)
-            );
-            return Err(error(ErrorKind::Busy, text));
-        }
         let disk = self.live_mut(id)?;
         disk.deleting = true;
         disk.dirty = true;
+        self.unsettle_clones(id.0, |_| true);
         self.count_reapable();
         Ok(Reply::Unit)
-    }
-
-    fn clones_of(&self, id: DiskId, snap: u64) -> String {
-        let all = self.disks.iter().flatten();
-        let clones = all.filter(|d| d.origin == Some((id.0, snap)));
-        let names: Vec<_> =
-            clones
-                .map(|d| {
-                    if d.deleting {
-                        format!("{}, being deleted", d.name)
-                    } else {
-                        d.name.to_string()
-                    }
-                })
-                .collect();
-        names.join(", ")
     }
 
     fn delete_snapshot(&mut self, at: SnapRef) -> Outcome {
         self.settled_root(at)?;
         let disk = self.live(at.disk)?;
         let snap = disk.snap(at.snap.0).expect("looked up");
-        let what = || format!("snapshot {} of disk {}", snap_name(snap), disk.name);
         if snap.attached > 0 {
-            let what = what();
+            let what = format!("snapshot {} of disk {}", snap_name(snap), disk.name);
             return Err(error(ErrorKind::Busy, format!("{what} is in use: detach it first")));
-        }
-        if snap.clones > 0 {
-            let (what, clones) = (what(), self.clones_of(at.disk, snap.id));
-            let text = format!("{what} has clones ({clones}): delete those disks first");
-            return Err(error(ErrorKind::Busy, text));
         }
         let disk = self.live_mut(at.disk)?;
         disk.dirty = true;
         let snap = disk.snap_mut(at.snap.0).expect("looked up");
         snap.dying = true;
+        let snap_clones = snap.clones;
         if let Some((block, _)) = snap.place {
             disk.log[block as usize].dirty = true;
         }
         assert!(disk.reaping == REAP_NONE || !disk.deleting);
+        if snap_clones > 0 {
+            self.unsettle_clones(at.disk.0, |snap| snap == at.snap.0);
+        }
         self.count_reapable();
         Ok(Reply::Unit)
     }

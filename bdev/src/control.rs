@@ -28,8 +28,8 @@ pub enum Command {
         /// Seconds since 1970.
         time: u64,
     },
-    /// Deletes a disk and all its snapshots. Refused (Busy) while attached or while clones of its
-    /// snapshots exist. The space comes back in the background.
+    /// Deletes a disk and all its snapshots. Refused (Busy) while attached. Clones of its snapshots
+    /// stay as they are. What nobody else holds comes back in the background.
     DeleteDisk(DiskId),
     /// New size in bytes; growing and shrinking work while attached. What a shrink cuts off is
     /// gone: growing again shows zeros.
@@ -45,8 +45,8 @@ pub enum Command {
         /// Seconds since 1970.
         time: u64,
     },
-    /// Deletes one snapshot; refused (Busy) while attached or while it has clones. The space that
-    /// it alone holds comes back in the background.
+    /// Deletes one snapshot; refused (Busy) while attached. Its clones stay as they are. The space
+    /// that it alone holds comes back in the background.
     DeleteSnapshot(SnapRef),
     /// Gives a snapshot another label (or none).
     LabelSnapshot(SnapRef, Name),
@@ -96,7 +96,7 @@ pub struct DiskInfo {
     pub mapped_blocks: u64,
     /// Seconds since 1970.
     pub created: u64,
-    /// The snapshot it is a clone of.
+    /// The snapshot it is a clone of, while that exists.
     pub origin: Option<SnapRef>,
     /// Number of its snapshots.
     pub snapshots: u64,

@@ -5,7 +5,7 @@ use crate::background::walker::Walker;
 use crate::base_io::{BaseIo, BaseOp, BaseTraits};
 use crate::commands::{PendingSnapshot, Resize};
 use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, StoreInfo};
-use crate::disk::{Disk, Root, Traffic};
+use crate::disk::{Disk, Root, Snap, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
@@ -127,6 +127,9 @@ pub struct Engine {
     pub(crate) attachments: Vec<Attachment>,
     /// Record slots of disks that could not be opened; not reused.
     pub(crate) lost: Vec<u32>,
+    /// A disk or a clone's origin could not be opened: what it shares is unknown, so nothing shared
+    /// is given back.
+    pub(crate) bereft: bool,
     /// Free record slots that hold something of a checkpoint that never committed.
     pub(crate) scrub: Vec<u32>,
     /// Free record slots that were used before, and which copy says so.
@@ -196,6 +199,7 @@ impl Engine {
             disks: Vec::new(),
             attachments: Vec::new(),
             lost: Vec::new(),
+            bereft: false,
             scrub: Vec::new(),
             free_records: Vec::new(),
             next_view: VIEW_TREES,
@@ -483,6 +487,7 @@ impl Engine {
                 created: disk.created,
                 origin: disk
                     .origin
+                    .filter(|_| !disk.adopted)
                     .map(|(disk, snap)| SnapRef { disk: DiskId(disk), snap: SnapId(snap) }),
                 snapshots: disk.snaps.iter().filter(|s| !s.dying).count() as u64,
                 attached: disk.attached,
@@ -507,10 +512,19 @@ impl Engine {
                 time: s.time,
                 size: s.size,
                 mapped_blocks: s.mapped,
-                clones: s.clones,
+                clones: self.clones_of(disk, s),
                 attached: s.attached,
             })
             .collect()
+    }
+
+    /// Disks that were made from the snapshot (those it has inherited from a deleted one excepted).
+    fn clones_of(&self, disk: DiskId, snap: &Snap) -> u32 {
+        if snap.clones == 0 {
+            return 0;
+        }
+        let clones = self.disks.iter().flatten().filter(|d| !d.deleting && !d.adopted);
+        clones.filter(|d| d.origin == Some((disk.0, snap.id))).count() as u32
     }
 
     /// Traffic of a live disk since the engine was made.

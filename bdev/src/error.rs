@@ -7,7 +7,7 @@ pub enum ErrorKind {
     NotFound,
     /// The name or UUID is taken (EEXIST).
     Exists,
-    /// In use: attached, or snapshots have clones (EBUSY).
+    /// In use: attached (EBUSY).
     Busy,
     /// A bad parameter (EINVAL).
     Invalid,

@@ -16,7 +16,7 @@ use crate::base_io::BaseOp;
 use crate::disk::{Disk, LogBlock, Root, Snap};
 use crate::engine::{Class, Engine, EngineState, tag};
 use crate::error::{Error, ErrorKind};
-use crate::format::disk_record::{self, State as RecordState};
+use crate::format::disk_record::{self, REAP_LIVE, REAP_NONE, State as RecordState};
 use crate::format::extent::CATALOGUE_ENTRIES;
 use crate::format::journal::{self as frame, Record};
 use crate::format::snapshot_log;
@@ -290,7 +290,6 @@ impl Engine {
     fn recover_records(&mut self, recovery: &mut Recovery) -> Result<bool, Error> {
         let used = self.superblock.records_used;
         if recovery.cursor == used {
-            self.count_clones();
             recovery.enter(Stage::Logs);
             return Ok(true);
         }
@@ -344,6 +343,8 @@ impl Engine {
         disk.epoch = record.epoch;
         disk.mapped = record.mapped;
         disk.origin = record.origin;
+        disk.adopted = record.adopted;
+        disk.born = record.born;
         disk.deleting = record.state == RecordState::Deleting;
         disk.reaping = record.reaping;
         disk.reap_cursor = record.reap_cursor;
@@ -371,16 +372,6 @@ impl Engine {
         let name = name.unwrap_or_else(|| format!("in record slot {slot}"));
         self.event(true, format!("disk {name} is not available: {why}"));
         self.lost.push(slot);
-    }
-
-    fn count_clones(&mut self) {
-        for slot in 0..self.disks.len() {
-            let Some(origin) = self.disks[slot].as_ref().and_then(|d| d.origin) else { continue };
-            let known = self.disks.get(origin.0 as usize).is_some_and(|d| d.is_some());
-            if !known || origin.0 as usize == slot {
-                self.lose_disk(slot as u32, "the disk it is a clone of is not available");
-            }
-        }
     }
 
     fn recover_logs(&mut self, recovery: &mut Recovery) -> Result<bool, Error> {
@@ -455,6 +446,7 @@ impl Engine {
                 written: true,
                 drain: 0,
                 dying: e.dying,
+                ghost: e.ghost,
                 attached: 0,
                 clones: 0,
                 place: Some((number as u32, i as u8)),
@@ -468,20 +460,62 @@ impl Engine {
         Ok(())
     }
 
+    /// Counts the clones of each snapshot. A clone whose origin could not be opened serves all the
+    /// same: its tree is its own.
     fn link_clones(&mut self) {
+        self.lose_impossible();
         for slot in 0..self.disks.len() {
             let Some((disk, snap)) = self.disks[slot].as_ref().and_then(|d| d.origin) else {
                 continue;
             };
             let origin = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
-            match origin.and_then(|d| d.snap_mut(snap)) {
-                Some(snap) => snap.clones += 1,
-                None => {
-                    self.lose_disk(slot as u32, "the snapshot it is a clone of is not available");
-                }
+            if let Some(snap) = origin.and_then(|d| d.snap_mut(snap)) {
+                snap.clones += 1;
+                continue;
+            }
+            let clone = self.disks[slot].as_mut().expect("just seen");
+            clone.origin_lost = true;
+            clone.adopted = true;
+            let text = format!(
+                "disk {}: the snapshot it is a clone of is not available; no space is reclaimed until `lamina check --repair`",
+                clone.name
+            );
+            self.event(true, text);
+            self.bereft = true;
+        }
+        self.bereft |= !self.lost.is_empty();
+        self.count_reapable();
+    }
+
+    /// Disks that descend from themselves, or that the reaper is said to be where it cannot be.
+    fn lose_impossible(&mut self) {
+        let parent = |disks: &[Option<Box<Disk>>], slot: usize| {
+            disks.get(slot)?.as_ref()?.origin.map(|(disk, _)| disk as usize)
+        };
+        let mut lost = Vec::new();
+        for (slot, disk) in self.disks.iter().enumerate() {
+            let Some(disk) = disk else { continue };
+            // No chain is longer than there are disks.
+            let mut at = parent(&self.disks, slot);
+            let mut steps = 0;
+            while let Some(next) = at.filter(|_| steps <= self.disks.len()) {
+                at = parent(&self.disks, next);
+                steps += 1;
+            }
+            let reaped = match disk.reaping {
+                REAP_NONE => true,
+                REAP_LIVE => disk.deleting,
+                id => disk.snap(id).is_some_and(|s| !s.ghost && (s.dying || disk.deleting)),
+            };
+            if at.is_some() {
+                lost.push((slot, "it descends from a clone of itself"));
+            } else if !reaped {
+                lost.push((slot, "its record is damaged: the version being reclaimed is unknown"));
             }
         }
-        self.count_reapable();
+        for (slot, why) in lost {
+            self.lose_disk(slot as u32, why);
+        }
     }
 
     /// Reads the journal from its tail to the first block that is not the next one.

@@ -6,6 +6,7 @@
 
 pub(crate) mod discard;
 pub(crate) mod read;
+pub(crate) mod versions;
 pub(crate) mod write;
 
 use crate::format::disk_record::{REAP_LIVE, REAP_NONE};
@@ -35,7 +36,11 @@ pub(crate) struct Snap {
     pub written: bool,
     /// In-place writes that began before it and are not done.
     pub drain: u64,
+    /// Deleted; what it alone holds is coming back.
     pub dying: bool,
+    /// Deleted and taken apart, but several versions come after it: kept, without a tree, to
+    /// connect them (see [`versions`]).
+    pub ghost: bool,
     pub attached: u32,
     pub clones: u32,
     /// Block of the snapshot log and entry there.
@@ -64,18 +69,26 @@ pub(crate) struct Disk {
     pub root: Root,
     /// Number of the next snapshot.
     pub epoch: u64,
-    /// Newest snapshot that still counts; nodes born up to it are shared.
+    /// Newest snapshot that still counts, 0 if there is none.
     pub newest: u64,
-    /// Newest snapshot whose deletion has not committed yet: until then its blocks stay as they
-    /// are, since a crash would bring it back.
+    /// Nodes born before this may belong to a version whose deletion has not committed yet: until
+    /// then its blocks stay as they are, since a crash would bring it back.
     pub guarded: u64,
     pub mapped: u64,
     pub created: u64,
     pub origin: Option<(u32, u64)>,
+    /// The snapshot it was cloned from is deleted or about to be: `origin` is what came before it.
+    pub adopted: bool,
+    /// The disk or snapshot that `origin` names could not be opened.
+    pub origin_lost: bool,
+    /// Consistency point that made it: older nodes in its tree are another disk's.
+    pub born: u64,
     /// Sorted by id.
     pub snaps: Vec<Snap>,
     pub log: Vec<LogBlock>,
     pub deleting: bool,
+    /// Of a deleted disk: nothing is left of the live tree.
+    pub live_gone: bool,
     /// Version being reaped and how far.
     pub reaping: u64,
     pub reap_cursor: u64,
@@ -127,9 +140,13 @@ impl Disk {
             mapped: 0,
             created,
             origin: None,
+            adopted: false,
+            origin_lost: false,
+            born: 0,
             snaps: Vec::new(),
             log: Vec::new(),
             deleting: false,
+            live_gone: false,
             reaping: REAP_NONE,
             reap_cursor: 0,
             blob: Vec::new(),
@@ -158,28 +175,44 @@ impl Disk {
         self.newest = self.snaps.last().map_or(0, |s| s.id);
     }
 
-    /// True if the newest snapshot is being deleted: whether a block dropped from the live tree is
-    /// free then depends on where the reaper is, which only the next checkpoint can tell.
-    pub fn ambiguous(&self) -> bool {
-        self.snaps.last().is_some_and(|s| s.dying)
+    /// Nodes born before this are shared: an older version has them too.
+    pub fn floor(&self) -> u64 {
+        if self.newest > 0 { self.newest + 1 } else { u64::from(self.origin.is_some()) }
     }
 
-    /// The newest snapshot older than epoch `epoch` that holds leaves up to (not including)
-    /// `leaf_end`: the one being reaped does not count where the reaper has passed. 0 = none (or a
-    /// clone's origin).
-    pub fn newest_before(&self, epoch: u64, leaf_end: u64) -> u64 {
+    /// True if the version before the live one is deleted: whether a block dropped from the live
+    /// tree is free then depends on its neighbours, which only the next checkpoint can look at.
+    pub fn ambiguous(&self) -> bool {
+        self.snaps.last().map_or(self.adopted, |s| s.dying)
+    }
+
+    /// The same for the version that epoch `epoch` wrote, and a node whose leaves end before
+    /// `leaf_end`: where the reaper has passed, a deleted snapshot does not count.
+    pub fn older(&self, epoch: u64, leaf_end: u64) -> Older {
         let older = self.snaps.partition_point(|s| s.id < epoch);
-        self.snaps[..older]
-            .iter()
-            .rev()
-            .find(|s| s.id != self.reaping || leaf_end > self.reap_cursor)
-            .map_or(0, |s| s.id)
+        let passed = |s: &Snap| s.id == self.reaping && leaf_end <= self.reap_cursor;
+        let newest = self.snaps[..older].iter().rev().find(|s| !passed(s) || s.clones > 0);
+        match newest {
+            Some(s) => Older { floor: s.id + 1, certain: !s.ghost && !passed(s) },
+            None if self.origin.is_some() => Older { floor: 1, certain: !self.adopted },
+            None => Older { floor: 0, certain: true },
+        }
     }
 
     /// True while the live version of a deleted disk still holds leaves up to `leaf_end`.
     pub fn live_reaped(&self) -> bool {
         self.reaping == REAP_LIVE
     }
+}
+
+/// What stands before a version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Older {
+    /// Nodes born before this may not be changed: an older version, or one that descends from it,
+    /// may have them.
+    pub floor: u64,
+    /// An older version has them for certain.
+    pub certain: bool,
 }
 
 /// Level the root must have for leaf `index` to be below it.
@@ -218,17 +251,35 @@ mod tests {
                 written: false,
                 drain: 0,
                 dying: false,
+                ghost: false,
                 attached: 0,
                 clones: 0,
                 place: None,
             });
         }
         disk.refresh_newest();
-        assert_eq!([1, 2, 3, 9, 10].map(|e| disk.newest_before(e, 100)), [0, 0, 2, 5, 9]);
+        let floors = |disk: &Disk, at: &[u64]| {
+            at.iter().map(|&e| disk.older(e, 100).floor).collect::<Vec<_>>()
+        };
+        assert_eq!(floors(&disk, &[1, 2, 3, 9, 10]), [0, 0, 3, 6, 10]);
+        assert_eq!(disk.floor(), 10);
         disk.reaping = 9;
         disk.reap_cursor = 50;
         disk.snaps[2].dying = true;
         assert!(disk.ambiguous());
-        assert_eq!([50, 51].map(|end| disk.newest_before(10, end)), [5, 9]);
+        let sure = |floor, certain| Older { floor, certain };
+        assert_eq!([50, 51].map(|end| disk.older(10, end)), [sure(6, true), sure(10, true)]);
+        // With clones it still connects them, where the reaper has passed too.
+        disk.snaps[2].clones = 1;
+        assert_eq!([50, 51].map(|end| disk.older(10, end)), [sure(10, false), sure(10, true)]);
+        disk.snaps[2].ghost = true;
+        assert_eq!(disk.older(10, 51), sure(10, false));
+        // A clone: its origin counts, for certain until that is deleted.
+        disk.snaps.clear();
+        disk.refresh_newest();
+        disk.origin = Some((4, 4));
+        assert_eq!((disk.floor(), disk.ambiguous(), disk.older(10, 1)), (1, false, sure(1, true)));
+        disk.adopted = true;
+        assert_eq!((disk.floor(), disk.ambiguous(), disk.older(10, 1)), (1, true, sure(1, false)));
     }
 }

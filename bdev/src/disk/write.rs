@@ -223,7 +223,7 @@ impl Engine {
         let op = &self.slots[index];
         let meta = &self.cache.meta[op.leaf as usize];
         let disk = self.disks[op.disk as usize].as_ref().expect("attached");
-        if !self.traits.atomic_4k || meta.birth <= disk.newest.max(disk.guarded) {
+        if !self.traits.atomic_4k || meta.birth < disk.floor().max(disk.guarded) {
             return false;
         }
         let links = &self.cache.links[op.leaf as usize];

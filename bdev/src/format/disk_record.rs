@@ -38,6 +38,10 @@ pub(crate) struct DiskRecord {
     pub created: u64,
     /// Disk slot and snapshot number this is a clone of.
     pub origin: Option<(u32, u64)>,
+    /// Not the snapshot it was cloned from: that one is deleted, or about to be.
+    pub adopted: bool,
+    /// Consistency point that made the disk.
+    pub born: u64,
     /// Newest block pair of the snapshot log, 0 if none.
     pub log_head: u64,
     pub log_blocks: u64,
@@ -62,6 +66,8 @@ impl DiskRecord {
             mapped: 0,
             created: 0,
             origin: None,
+            adopted: false,
+            born: 0,
             log_head: 0,
             log_blocks: 0,
             reaping: REAP_NONE,
@@ -77,7 +83,7 @@ struct RawRecord {
     state: u8,
     root_level: u8,
     has_origin: u8,
-    reserved: u8,
+    adopted: u8,
     origin_disk: U32,
     name: [u8; 64],
     uuid: [u8; 16],
@@ -91,6 +97,7 @@ struct RawRecord {
     log_blocks: U64,
     reaping: U64,
     reap_cursor: U64,
+    born: U64,
     blob_len: U16,
     reserved2: [u8; 6],
     blob: [u8; BLOB_LEN_MAX],
@@ -116,6 +123,8 @@ pub(crate) fn write(
         raw.origin_disk = U32::new(disk);
         raw.origin_snap = U64::new(snap);
     }
+    raw.adopted = u8::from(record.adopted);
+    raw.born = U64::new(record.born);
     raw.name = record.name.to_bytes();
     raw.uuid = record.uuid.0;
     raw.size = U64::new(record.size);
@@ -164,6 +173,8 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         mapped: raw.mapped.get(),
         created: raw.created.get(),
         origin: (raw.has_origin == 1).then_some((raw.origin_disk.get(), raw.origin_snap.get())),
+        adopted: raw.adopted == 1,
+        born: raw.born.get(),
         log_head: raw.log_head.get(),
         log_blocks: raw.log_blocks.get(),
         reaping: raw.reaping.get(),
@@ -189,6 +200,8 @@ mod tests {
             mapped: 9,
             created: 3,
             origin: Some((2, 8)),
+            adopted: true,
+            born: 4,
             log_head: 600,
             log_blocks: 1,
             reaping: 3,

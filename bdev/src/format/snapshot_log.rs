@@ -25,6 +25,8 @@ pub(crate) struct LogEntry {
     pub mapped: u64,
     /// Deleted; its space is coming back.
     pub dying: bool,
+    /// Nothing is left of it but its place between other versions.
+    pub ghost: bool,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -73,7 +75,7 @@ pub(crate) fn write(
             size: U64::new(e.size),
             mapped: U64::new(e.mapped),
             root_level: e.root_level,
-            dying: u8::from(e.dying),
+            dying: u8::from(e.dying) | u8::from(e.ghost) << 1,
             reserved: [0; 6],
             uuid: e.uuid.0,
             label: e.label.to_bytes(),
@@ -104,7 +106,12 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
         if raw.snap.get() == 0 {
             continue;
         }
-        if raw.root_level > LEVEL_MAX {
+        // A ghost is deleted and has no tree.
+        let ghost = raw.dying & 2 != 0;
+        if raw.root_level > LEVEL_MAX
+            || raw.dying > 3
+            || (ghost && (raw.dying != 3 || raw.root.get() != 0))
+        {
             return Err(Damage::Content);
         }
         *entry = Some(LogEntry {
@@ -116,7 +123,8 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
             root_level: raw.root_level,
             size: raw.size.get(),
             mapped: raw.mapped.get(),
-            dying: raw.dying == 1,
+            dying: raw.dying & 1 != 0,
+            ghost,
         });
     }
     let previous = block[PREVIOUS_AT..PREVIOUS_AT + 8].try_into().expect("8 bytes");
@@ -139,6 +147,7 @@ mod tests {
             size: 1 << 20,
             mapped: 6,
             dying: true,
+            ghost: false,
         };
         let mut entries = [None; ENTRIES];
         entries[7] = Some(entry);

@@ -169,7 +169,7 @@ impl Engine {
             let fits = info.level == key.level()
                 && info.index == key.index()
                 && info.generation <= self.superblock.generation + 1
-                && self.lineage_has(disk, info.owner);
+                && self.may_own(disk, info.owner);
             let linkable = links.iter().all(|&l| l == 0 || geometry.linkable(l & node::ADDRESS));
             match (fits, linkable) {
                 (true, true) => Ok(info),
@@ -179,8 +179,11 @@ impl Engine {
         });
         match lawful {
             Ok(info) => {
+                // A disk's slot may have been another's before; that one's nodes are foreign.
+                let found = self.disks[disk as usize].as_ref();
+                let own = found.is_some_and(|d| info.generation >= d.born);
                 let meta = &mut self.cache.meta[slot as usize];
-                meta.birth = if info.owner == disk { info.birth } else { 0 };
+                meta.birth = if info.owner == disk && own { info.birth } else { 0 };
                 meta.prev_birth = meta.birth;
                 meta.shared_with = info.shared_with;
                 Ok(())
@@ -210,18 +213,19 @@ impl Engine {
         views.find(|a| a.tree == tree).map_or(0, |a| a.disk)
     }
 
-    /// True if `owner` is the disk or one it was cloned from, however far back.
-    pub(crate) fn lineage_has(&self, disk: u32, owner: u32) -> bool {
+    /// True if `owner` is the disk or one it was cloned from, however far back; where snapshots
+    /// between have been deleted, that is no longer known.
+    pub(crate) fn may_own(&self, disk: u32, owner: u32) -> bool {
         let mut at = Some(disk);
         // No chain is longer than there are disks.
         for _ in 0..=self.disks.len() {
-            match at {
-                Some(disk) if disk == owner => return true,
-                Some(disk) => {
-                    let found = self.disks.get(disk as usize).and_then(|d| d.as_ref());
-                    at = found.and_then(|d| d.origin).map(|(disk, _)| disk);
-                }
-                None => return false,
+            let Some(slot) = at else { return false };
+            if slot == owner {
+                return true;
+            }
+            match self.disks.get(slot as usize).and_then(|d| d.as_ref()) {
+                Some(found) if !found.adopted => at = found.origin.map(|(disk, _)| disk),
+                _ => return true,
             }
         }
         false
@@ -233,7 +237,7 @@ impl Engine {
     pub(crate) fn make_writable(&mut self, slot: u32, disk: u32) {
         let freeze = self.checkpoint.freezes;
         let found = self.disks[disk as usize].as_ref().expect("an attached disk exists");
-        let (epoch, newest) = (found.epoch, found.newest);
+        let (epoch, newest, floor) = (found.epoch, found.newest, found.floor());
         let meta = &self.cache.meta[slot as usize];
         if meta.state == State::Dirty {
             if meta.freeze == freeze && meta.epoch == epoch {
@@ -246,7 +250,7 @@ impl Engine {
             meta.prev_birth = meta.birth;
         }
         let meta = &mut self.cache.meta[slot as usize];
-        if meta.birth <= newest {
+        if meta.birth < floor {
             meta.birth = epoch;
             meta.shared_with = newest;
             for link in self.cache.links[slot as usize].iter_mut().filter(|l| **l != 0) {

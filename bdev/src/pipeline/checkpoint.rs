@@ -11,6 +11,8 @@
 //! reads never wait for it. Blocks freed before the freeze are given out again after the second
 //! copy of the superblock is durable and reads that began before the freeze are done.
 
+use crate::background::reaper::Descent;
+use crate::background::settle::Settling;
 use crate::background::walker::REAPER;
 use crate::base_io::BaseOp;
 use crate::control::Reply;
@@ -75,12 +77,19 @@ pub(crate) struct DirtyLeaf {
     pub slot: u32,
 }
 
-/// A block dropped from the live tree that an older version may or may not hold.
+/// Where a dropped block stood in its tree.
+#[derive(Clone, Copy)]
+pub(crate) enum Dropped {
+    Data { vba: u64 },
+    Node { level: u8, index: u64 },
+}
+
+/// A block dropped from a tree that another version may or may not hold.
 #[derive(Clone, Copy)]
 pub(crate) struct Undecided {
     pub disk: u32,
     pub epoch: u64,
-    pub vba: u64,
+    pub dropped: Dropped,
     pub pba: u64,
 }
 
@@ -186,6 +195,8 @@ pub(crate) struct Checkpoint {
     pub newest_superblock: u64,
     /// Node reads the reaper may still do.
     pub reap_budget: usize,
+    pub reap: Descent,
+    pub settling: Settling,
 }
 
 /// Blocks freed one by one.
@@ -243,6 +254,8 @@ impl Checkpoint {
             waiting: false,
             newest_superblock: 0,
             reap_budget: 0,
+            reap: Descent::new(),
+            settling: Settling::default(),
         }
     }
 
@@ -275,7 +288,7 @@ impl Checkpoint {
     }
 
     pub fn add_undecided(&mut self, disk: u32, epoch: u64, vba: u64, pba: u64) {
-        self.undecided.push(Undecided { disk, epoch, vba, pba });
+        self.undecided.push(Undecided { disk, epoch, dropped: Dropped::Data { vba }, pba });
     }
 
     /// A node could not be read; if the checkpoint wants it, it will ask here.
@@ -466,7 +479,10 @@ impl Engine {
                 self.finish_nodes();
                 Phase::NodesDrain
             }
-            Phase::NodesDrain => Phase::Undecided,
+            Phase::NodesDrain => {
+                self.begin_settling();
+                Phase::Undecided
+            }
             Phase::Undecided => {
                 self.begin_reap();
                 Phase::Reap

@@ -9,7 +9,7 @@
 //!  leaf, leaf, leaf ...
 //! ```
 
-use super::checkpoint::Step;
+use super::checkpoint::{Dropped, Step, Undecided};
 use crate::disk::level_for;
 use crate::engine::Engine;
 use crate::format::node::{self, NodeInfo};
@@ -131,11 +131,11 @@ impl Engine {
         };
         self.cache.set_state(slot, State::Open);
         let end = (index + 1) << (LEVEL_BITS * u32::from(level));
-        let newest = self.disk(version.disk).newest_before(version.epoch, end);
+        let floor = self.disk(version.disk).older(version.epoch, end).floor;
         let meta = &mut self.cache.meta[slot as usize];
-        if meta.birth <= newest {
+        if meta.birth < floor {
             meta.birth = version.epoch;
-            meta.shared_with = newest;
+            meta.shared_with = floor.saturating_sub(1);
             for link in self.cache.links[slot as usize].iter_mut().filter(|l| **l != 0) {
                 *link |= node::READ_ONLY;
             }
@@ -221,9 +221,13 @@ impl Engine {
         }
         let end = (index + 1) << (LEVEL_BITS * u32::from(level));
         let old = self.parent_link(version.disk, level, index) & node::ADDRESS;
-        let newest = self.disk(version.disk).newest_before(version.epoch, end);
-        if old != 0 && prev_birth > newest {
+        let older = self.disk(version.disk).older(version.epoch, end);
+        if old != 0 && prev_birth >= older.floor {
             self.checkpoint.old_freed.push(old, 1);
+        } else if old != 0 && !older.certain {
+            let (disk, epoch) = (version.disk, version.epoch);
+            let dropped = Dropped::Node { level, index };
+            self.checkpoint.old_undecided.push(Undecided { disk, epoch, dropped, pba: old });
         }
         self.set_parent_link(version.disk, level, index, address);
         if frozen {

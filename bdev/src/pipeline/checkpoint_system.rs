@@ -1,62 +1,18 @@
-//! The later phases of a consistency point: undecided blocks, snapshot logs, bitmaps, catalogue and
+//! The later phases of a consistency point: snapshot logs, bitmaps, catalogue and
 //! disk records; and the reading of bitmaps, which allocation needs too.
 
 use super::checkpoint::Step;
-use crate::background::walker::{REAPER, Walk};
 use crate::base_io::BaseOp;
-use crate::disk::{Disk, LogBlock, Root};
+use crate::disk::{Disk, LogBlock};
 use crate::engine::{Class, Engine, tag};
 use crate::format::disk_record::{self, DiskRecord};
-use crate::format::node;
 use crate::format::snapshot_log::{self, ENTRIES, LogEntry, Place};
-use crate::limits::{CHECKPOINT_BITS_TURN, LEVEL_BITS, LINKS};
+use crate::limits::CHECKPOINT_BITS_TURN;
 use crate::page::PageId;
 use crate::space::{Grant, Use, sealed_text};
 use crate::status::BaseError;
 
 impl Engine {
-    /// Settles blocks that the live tree dropped and that an older version may hold: they are free
-    /// exactly if the newest older version that counts does not have them in the same place.
-    pub(crate) fn undecided_step(&mut self) -> Step {
-        for _ in 0..64 {
-            let Some(&entry) = self.checkpoint.old_undecided.get(self.checkpoint.cursor) else {
-                return Step::Done;
-            };
-            let leaf = entry.vba >> LEVEL_BITS;
-            let held = match self.older_root(entry.disk, entry.epoch, leaf + 1) {
-                None => false,
-                Some(root) => match self.walk(REAPER, root, 0, leaf) {
-                    Walk::Wait => return Step::Wait,
-                    Walk::Absent => false,
-                    // Better a block too few than one given out twice; `check` finds it.
-                    Walk::Damaged => true,
-                    Walk::Node(_, buffer) => {
-                        let link = self.walkers[REAPER].links(buffer)[entry.vba as usize % LINKS];
-                        link & node::ADDRESS == entry.pba
-                    }
-                },
-            };
-            if !held {
-                self.checkpoint.old_freed.push(entry.pba, 1);
-            }
-            self.checkpoint.cursor += 1;
-        }
-        Step::Go
-    }
-
-    /// Root of the newest version of `disk` older than `epoch` that counts for leaves up to
-    /// `leaf_end`.
-    pub(crate) fn older_root(&self, disk: u32, epoch: u64, leaf_end: u64) -> Option<Root> {
-        let disk = self.disks[disk as usize].as_ref().expect("a disk with versions exists");
-        let newest = disk.newest_before(epoch, leaf_end);
-        if newest != 0 {
-            return disk.snap(newest).expect("found there").root;
-        }
-        let (origin, snap) = disk.origin?;
-        let origin = self.disks[origin as usize].as_ref().expect("an origin outlives its clones");
-        origin.snap(snap).expect("an origin outlives its clones").root
-    }
-
     /// Gives new snapshots a place in their disk's log and writes the blocks that changed.
     pub(crate) fn log_step(&mut self) -> Step {
         let at = self.checkpoint.cursor;
@@ -127,6 +83,7 @@ impl Engine {
                 size: snap.size,
                 mapped: snap.mapped,
                 dying: snap.dying,
+                ghost: snap.ghost,
             });
         }
         let previous = if number == 0 { 0 } else { disk.log[number - 1].address };
@@ -295,6 +252,8 @@ impl Engine {
             mapped: disk.frozen_mapped,
             created: disk.created,
             origin: disk.origin,
+            adopted: disk.adopted,
+            born: disk.born,
             log_head: disk.log.last().map_or(0, |b| b.address),
             log_blocks: disk.log.len() as u64,
             reaping: disk.reaping,

@@ -122,7 +122,10 @@ impl World {
                 size: disk.size.now,
                 mapped_blocks: info.mapped_blocks,
                 created: disk.created,
-                origin: disk.origin.map(|origin| self.origin_ref(origin)),
+                origin: disk
+                    .origin
+                    .filter(|origin| self.model.snaps.contains_key(origin))
+                    .map(|origin| self.origin_ref(origin)),
                 snapshots: self.model.snaps.values().filter(|s| s.disk == uid).count() as u64,
                 attached: self.attached_count(Place::Disk(uid)),
                 blob: disk.blob.now.clone(),

@@ -269,11 +269,10 @@ impl World {
     /// Deletes a snapshot (or is refused, if it is in use).
     pub(super) fn delete_snap(&mut self, snap: Uid) {
         let attached = self.attachments.values().any(|a| a.place == Place::Snap(snap));
-        let busy = attached || self.model.clones(snap) > 0;
         let locks = vec![(self.model.snaps[&snap].disk, true)];
         let (command, intent) =
             (Command::DeleteSnapshot(self.snap_ref(snap)), Intent::DeleteSnap(snap));
-        self.give(command, intent, busy.then_some(ErrorKind::Busy), locks);
+        self.give(command, intent, attached.then_some(ErrorKind::Busy), locks);
     }
 
     /// Decides that a disk is to go; its attachments close first (or the engine refuses).
@@ -294,15 +293,7 @@ impl World {
 
     /// Deletes a disk (or is refused, if it is in use).
     pub(super) fn delete_disk(&mut self, uid: Uid) {
-        let snaps: Vec<Uid> = self
-            .model
-            .snaps
-            .iter()
-            .filter(|(_, s)| s.disk == uid && s.exists.now)
-            .map(|(snap, _)| *snap)
-            .collect();
-        let cloned = snaps.iter().any(|snap| self.model.clones(*snap) > 0);
-        let busy = cloned || !self.places_of(uid).is_empty();
+        let busy = !self.places_of(uid).is_empty();
         let origin = self.model.disk(uid).origin;
         let mut locks = vec![(uid, true)];
         locks.extend(origin.and_then(|o| self.model.snaps.get(&o)).map(|s| (s.disk, true)));
