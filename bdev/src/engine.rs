@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
 use crate::limits::{
-    CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, READ_WINDOW, SEGS_MAX, SLOTS_INTERNAL,
-    SYSTEM_READS, SYSTEM_WRITES,
+    CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, NODES_A_LEAF, READ_WINDOW, SEGS_MAX,
+    SLOTS_INTERNAL, SYSTEM_READS, SYSTEM_WRITES,
 };
 use crate::map::node_cache::NodeCache;
 use crate::page::{Pages, pieces};
@@ -619,7 +619,12 @@ impl Engine {
     /// Blocks kept back so that the next checkpoint can always be written.
     pub(crate) fn reserve(&self) -> u64 {
         let base = (self.space.capacity() / 64).clamp(48, 65_536);
-        base + 3 * self.checkpoint.dirty_count() as u64
+        base + NODES_A_LEAF * self.leaves_to_write()
+    }
+
+    /// Leaves that the next checkpoint has to write, admitted requests' included.
+    pub(crate) fn leaves_to_write(&self) -> u64 {
+        (self.checkpoint.dirty_count() + self.cache.promised()) as u64
     }
 
     /// Slots the guests' requests may not take from the cache.

@@ -42,6 +42,8 @@ pub const SYSTEM_READS: usize = 8;
 pub const WRITE_RETRIES: u8 = 4;
 /// Cache slots only the checkpoint may take.
 pub const CACHE_RESERVE: usize = 24;
+/// Blocks a changed leaf may cost at a checkpoint: itself and the nodes above it.
+pub const NODES_A_LEAF: u64 = 1 + LEVEL_MAX as u64;
 /// Smallest node cache, bytes.
 pub const CACHE_BYTES_MIN: usize = 1 << 20;
 /// Blocks in the largest extent: what one bitmap block can describe.

@@ -4,7 +4,7 @@
 use crate::engine::Engine;
 use crate::format::journal::Record;
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS, RUNS_MAX};
+use crate::limits::{LEVEL_BITS, LINKS, NODES_A_LEAF, RUNS_MAX};
 use crate::slots::{Kind, NONE, Stage};
 use crate::status::Status;
 use crate::types::BLOCK_SIZE;
@@ -109,8 +109,9 @@ impl Engine {
     fn discard_admit(&mut self, index: u32) -> bool {
         // What is kept back from writes is there for this: the checkpoint needs a few blocks for
         // the leaf and its parents before it gives the freed ones back.
-        let room = self.space.free > 4 * (self.checkpoint.dirty_count() as u64 + 1);
-        let hopeless = self.checkpoint.dirty_count() == 0 && !self.space_is_coming();
+        let leaves = self.leaves_to_write();
+        let room = self.space.free > NODES_A_LEAF * (leaves + 1);
+        let hopeless = leaves == 0 && !self.space_is_coming();
         if !room && hopeless {
             self.release_leaf(index);
             self.finish(index, Status::NoSpace);

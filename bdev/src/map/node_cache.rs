@@ -183,6 +183,10 @@ impl NodeCache {
         (self.free.len() + self.idle).saturating_sub(self.promised)
     }
 
+    pub fn promised(&self) -> usize {
+        self.promised
+    }
+
     /// Promises one slot for a copy; `reserve` slots are left to the checkpoint.
     pub fn promise(&mut self, reserve: usize) -> bool {
         let granted = self.spare() > reserve;
