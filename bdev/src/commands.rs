@@ -3,6 +3,7 @@
 //! snapshot goes through the journal instead.
 
 use crate::control::{Command, Reply, Target};
+use crate::disk::write::Admit;
 use crate::disk::{Disk, Root, Snap};
 use crate::engine::{Attached, Attachment, Engine, EngineState};
 use crate::error::{Error, ErrorKind};
@@ -10,6 +11,7 @@ use crate::format::disk_record::REAP_NONE;
 use crate::format::journal::Record;
 use crate::limits::{ATTACHMENTS_MAX, BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
 use crate::slots::{Kind, Stage};
+use crate::space::Grant;
 use crate::status::Status;
 use crate::types::{BLOCK_SIZE, DiskId, Handle, Name, SnapId, SnapRef, Uuid};
 
@@ -41,6 +43,8 @@ pub(crate) struct PendingSnapshot {
     time: u64,
     /// Number it got when it took effect.
     id: u64,
+    /// Its record is on the way, and a place in the log set aside.
+    pub admitted: bool,
 }
 
 type Outcome = Result<Reply, Error>;
@@ -262,6 +266,7 @@ impl Engine {
             label,
             time,
             id: 0,
+            admitted: false,
         });
         let op = &mut self.slots[index];
         op.kind = Kind::Snapshot;
@@ -284,8 +289,21 @@ impl Engine {
             self.checkpoint.urgent = true;
             return self.park(index);
         }
+        // Its place in the log must be sure before it is promised.
+        let short = self.space.free < self.reserve_of_overwrites();
+        match if short { Grant::Full } else { self.secure_pairs(1) } {
+            Grant::Run(..) => {}
+            Grant::Wait => return self.park(index),
+            Grant::Full => {
+                return match self.no_space(index, false) {
+                    Admit::Fail(status) => self.finish(index, status),
+                    Admit::Park | Admit::Go => self.park(index),
+                };
+            }
+        }
         self.journal.reserve();
         let at = self.pending_snapshot(self.slots[index].cookie);
+        self.pending_snapshots[at].admitted = true;
         let p = &self.pending_snapshots[at];
         let mut records = [None; RUNS_MAX];
         // Its number is settled when it takes effect; the journal's order is the order of numbers,
@@ -336,10 +354,13 @@ impl Engine {
     pub(crate) fn snapshot_done(&mut self, cookie: u64, status: Status) {
         let at = self.pending_snapshot(cookie);
         let pending = self.pending_snapshots.swap_remove(at);
-        let outcome = if status == Status::Ok {
-            Ok(Reply::Snapshot(SnapId(pending.id)))
-        } else {
-            Err(error(ErrorKind::Io, self.failed.clone().unwrap_or_default()))
+        let outcome = match status {
+            Status::Ok => Ok(Reply::Snapshot(SnapId(pending.id))),
+            Status::NoSpace => {
+                let text = "the store is too full for a snapshot: delete a disk or snapshot, or discard, first";
+                Err(error(ErrorKind::NoSpace, text))
+            }
+            _ => Err(error(ErrorKind::Io, self.failed.clone().unwrap_or_default())),
         };
         self.replies.push_back((cookie, outcome));
     }
@@ -411,11 +432,20 @@ impl Engine {
         let disk = self.disks[disk as usize].as_mut().expect("a disk being resized exists");
         disk.resizing = false;
         disk.size = disk.record_size;
-        let text = format!(
-            "disk {} keeps its size: freeing what lies past the new end failed ({status:?})",
-            disk.name
-        );
-        self.replies.push_back((cookie, Err(error(ErrorKind::Io, text))));
+        let name = disk.name;
+        let refused = if status == Status::NoSpace {
+            let text = format!(
+                "disk {name} keeps its size: the store is too full even for noting what a shrink frees; delete a disk or snapshot first"
+            );
+            error(ErrorKind::NoSpace, text)
+        } else {
+            let why = self.failed.as_deref().unwrap_or("the base device failed");
+            let text = format!(
+                "disk {name} keeps its size: freeing what lies past the new end failed ({why})"
+            );
+            error(ErrorKind::Io, text)
+        };
+        self.replies.push_back((cookie, Err(refused)));
     }
 
     /// At a freeze: registry changes that the checkpoint will commit.
@@ -512,7 +542,7 @@ impl Engine {
             let text = format!("a clone cannot be smaller than its snapshot ({least} bytes)");
             return Err(error(ErrorKind::Invalid, text));
         }
-        if self.space.free < self.reserve() {
+        if self.space.free < self.reserve_of_overwrites() {
             let text = "the store is full: delete a disk or snapshot, or discard, first";
             return Err(error(ErrorKind::NoSpace, text));
         }

@@ -616,10 +616,19 @@ impl Engine {
         }
     }
 
-    /// Blocks kept back so that the next checkpoint can always be written.
+    /// Blocks kept back from writes that need more space than before, so that the next checkpoint
+    /// can always be written.
     pub(crate) fn reserve(&self) -> u64 {
-        let base = (self.space.capacity() / 64).clamp(48, 65_536);
-        base + NODES_A_LEAF * self.leaves_to_write()
+        self.reserve_fixed() + NODES_A_LEAF * self.leaves_to_write()
+    }
+
+    fn reserve_fixed(&self) -> u64 {
+        (self.space.capacity() / 64).clamp(48, 65_536)
+    }
+
+    /// Blocks kept back from commands and from writes that give back what they take.
+    pub(crate) fn reserve_of_overwrites(&self) -> u64 {
+        self.reserve() - self.reserve_fixed() / 2
     }
 
     /// Leaves that the next checkpoint has to write, admitted requests' included.

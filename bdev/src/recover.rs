@@ -731,6 +731,7 @@ impl Engine {
                 return Err(format!("the map of disk number {disk} cannot be read"));
             }
             Found::Loading(_) | Found::NoRoom => return Ok(false),
+            Found::Lost => return Err(format!("the map of disk number {disk} is damaged there")),
         };
         let claimed = pba.is_none_or(|pba| (pba..pba + len).all(|b| self.space.claim(b)));
         if claimed {

@@ -80,6 +80,9 @@ impl Walker {
 impl Engine {
     /// The node at `address`, which must be the one of `level` at `index`.
     pub(crate) fn walk_node(&mut self, which: usize, address: u64, level: u8, index: u64) -> Walk {
+        if address == node::LOST {
+            return Walk::Damaged;
+        }
         self.walkers[which].clock += 1;
         let now = self.walkers[which].clock;
         let mut victim = None;
@@ -133,10 +136,9 @@ impl Engine {
                 let links = &mut self.walkers[which].links[at];
                 let bytes = self.pages.bytes(page);
                 let read = node::read(bytes, links, self.store, self.shard, address);
-                let linkable = |l: &u64| *l == 0 || self.space.geometry.linkable(l & node::ADDRESS);
                 match read {
                     Ok(info) if info.level == level && info.index == index => {
-                        if links.iter().all(linkable) {
+                        if node::linkable(links, level, &self.space.geometry) {
                             Buffer::Node { address, used }
                         } else {
                             Buffer::Damaged { address, used }

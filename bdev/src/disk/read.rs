@@ -86,6 +86,10 @@ impl Engine {
                 self.park(index);
                 false
             }
+            Found::Lost => {
+                self.finish(index, Status::Corrupt);
+                false
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::status::Status;
 use crate::types::BLOCK_SIZE;
 
 /// Outcome of asking for what a write needs.
-enum Admit {
+pub(crate) enum Admit {
     Go,
     Park,
     Fail(Status),
@@ -109,6 +109,10 @@ impl Engine {
             }
             Found::NoRoom => {
                 self.park(index);
+                return false;
+            }
+            Found::Lost => {
+                self.finish(index, Status::Corrupt);
                 return false;
             }
         };
@@ -310,10 +314,16 @@ impl Engine {
     }
 
     fn allocate_runs(&mut self, index: u32) -> Admit {
-        let want = u64::from(self.slots[index].count);
-        let room = self.space.free.saturating_sub(self.reserve());
+        let mut want = u64::from(self.slots[index].count);
+        let own = self.replaces_own(index);
+        let kept = if own { self.reserve_of_overwrites() } else { self.reserve() };
+        let room = self.space.free.saturating_sub(kept);
+        if own {
+            // In pieces if need be: each gives back what it took.
+            want = want.min(room.max(1));
+        }
         if room < want {
-            return self.no_space(index);
+            return self.no_space(index, own);
         }
         let (mut got, mut runs) = (0, 0);
         while got < want && runs < RUNS_MAX {
@@ -325,7 +335,7 @@ impl Engine {
                 }
                 Grant::Wait | Grant::Full if got > 0 => break,
                 Grant::Wait => return Admit::Park,
-                Grant::Full => return self.no_space(index),
+                Grant::Full => return self.no_space(index, own),
             }
         }
         let op = &mut self.slots[index];
@@ -334,13 +344,30 @@ impl Engine {
         Admit::Go
     }
 
+    /// True if the part's blocks are surely the live disk's alone: writing them elsewhere frees as
+    /// many as it takes, so that it must work on a full store too.
+    fn replaces_own(&self, index: u32) -> bool {
+        let op = &self.slots[index];
+        let meta = &self.cache.meta[op.leaf as usize];
+        let disk = self.disks[op.disk as usize].as_ref().expect("attached");
+        let alone = disk.snaps.is_empty() && disk.origin.is_none();
+        let unshared = meta.birth > disk.newest.max(disk.guarded);
+        let links = &self.cache.links[op.leaf as usize];
+        let links = &links[op.first as usize..(op.first + op.count) as usize];
+        links.iter().all(|&link| {
+            let own = alone || (unshared && link & node::READ_ONLY == 0);
+            link & node::ADDRESS != 0 && own
+        })
+    }
+
     /// Waits for space that is on its way, or says that there is none.
-    fn no_space(&mut self, index: u32) -> Admit {
-        let committed = self.superblock.generation;
+    pub(crate) fn no_space(&mut self, index: u32, own: bool) -> Admit {
+        let over = self.checkpoint.over;
         let waited = self.slots[index].parked_at;
-        if self.space_is_coming() && (waited == 0 || committed < waited + 3 || self.reaping()) {
+        let patient = waited == 0 || over < waited + 3 || self.reaping() || own;
+        if self.space_is_coming() && patient {
             if waited == 0 {
-                self.slots[index].parked_at = committed;
+                self.slots[index].parked_at = over;
             }
             self.checkpoint.urgent = true;
             return Admit::Park;

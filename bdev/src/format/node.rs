@@ -4,9 +4,11 @@
 //!  0                          3072             3136                        4096
 //!  ┌ link 0 ┬ link 1 ┬ ... 511 ┬ header (64 B)  ┬ birth, shared_with, zero    ┐
 //!  └ 6 bytes, little-endian ───┴────────────────┴─────────────────────────────┘
-//!   link: bit 47 = read-only (everything below is shared with an older version), 0-46 = block
+//!   link: bit 47 = read-only (everything below is shared with an older version), 0-46 = block,
+//!         all ones = what was here is lost
 //! ```
 
+use super::superblock::Geometry;
 use super::{Block, Damage, HEADER_LEN, Header, Kind, seal, unseal};
 use crate::limits::{LEVEL_MAX, LINKS};
 use crate::types::Uuid;
@@ -21,6 +23,8 @@ const EXTRA_AT: usize = HEADER_AT + HEADER_LEN;
 pub(crate) const READ_ONLY: u64 = 1 << 47;
 /// Bits 0-46.
 pub(crate) const ADDRESS: u64 = READ_ONLY - 1;
+/// The block of a link to nodes that a damaged parent had led to.
+pub(crate) const LOST: u64 = ADDRESS;
 /// All that lies on disk; bits above are the cache's own.
 pub(crate) const ON_DISK: u64 = READ_ONLY | ADDRESS;
 
@@ -47,6 +51,15 @@ pub(crate) struct NodeInfo {
     /// Newest snapshot there was when the node was copied: its read-only links are shared with
     /// that one.
     pub shared_with: u64,
+}
+
+/// True if a node of `level` may have such links in a region of that geometry.
+pub(crate) fn linkable(links: &[u64; LINKS], level: u8, geometry: &Geometry) -> bool {
+    links.iter().map(|link| link & ADDRESS).all(|block| match block {
+        0 => true,
+        LOST => level > 0,
+        block => geometry.linkable(block),
+    })
 }
 
 /// Writes a node for `address`; returns false if no link is set (the caller drops such nodes).

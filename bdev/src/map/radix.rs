@@ -21,6 +21,8 @@ pub(crate) enum Found {
     Loading(u32),
     /// No slot or page can be had now.
     NoRoom,
+    /// The node above it was damaged.
+    Lost,
 }
 
 /// Bits of a cached link that tell when it was set.
@@ -66,8 +68,10 @@ impl Engine {
             let child = index >> (LEVEL_BITS * u32::from(level - 1));
             let link = self.cache.links[slot as usize][child as usize % LINKS];
             let address = link & node::ADDRESS;
-            if address == 0 {
-                return Found::Absent;
+            match address {
+                0 => return Found::Absent,
+                node::LOST => return Found::Lost,
+                _ => {}
             }
             return self.load_node(Key::new(tree, level - 1, child), address, self.cache_reserve());
         }
@@ -135,7 +139,7 @@ impl Engine {
         self.cache.unpin(slot);
         if outcome.is_err() {
             self.cache.remove(slot);
-            self.checkpoint.node_failed(key);
+            self.checkpoint.node_failed(key, outcome == Err(Status::Corrupt));
             if let Some(recovery) = &mut self.recovery {
                 recovery.node_failures += 1;
             }
@@ -170,7 +174,7 @@ impl Engine {
                 && info.index == key.index()
                 && info.generation <= self.superblock.generation + 1
                 && self.may_own(disk, info.owner);
-            let linkable = links.iter().all(|&l| l == 0 || geometry.linkable(l & node::ADDRESS));
+            let linkable = node::linkable(links, info.level, geometry);
             match (fits, linkable) {
                 (true, true) => Ok(info),
                 (true, false) => Err(crate::format::Damage::Content),

@@ -9,7 +9,8 @@
 //! The freeze takes the lists of what changed; from then on requests fill new ones, and a leaf that
 //! is still to be written is copied aside before it changes. Each turn does a bounded piece, so
 //! reads never wait for it. Blocks freed before the freeze are given out again after the second
-//! copy of the superblock is durable and reads that began before the freeze are done.
+//! copy of the superblock is durable and reads that began before the freeze are done. Before all
+//! this, places in the snapshot logs are made sure of (`log_pairs`).
 
 use crate::background::reaper::Descent;
 use crate::background::settle::Settling;
@@ -93,6 +94,15 @@ pub(crate) struct Undecided {
     pub pba: u64,
 }
 
+/// A node that could not be read.
+#[derive(Clone, Copy)]
+pub(crate) struct BadNode {
+    key: Key,
+    tries: u8,
+    /// It was read, but it is not what should be there.
+    pub damaged: bool,
+}
+
 /// One version of one disk that the running checkpoint writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Version {
@@ -105,6 +115,7 @@ pub(crate) struct Version {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
     Idle,
+    Pairs,
     Nodes,
     NodesDrain,
     Undecided,
@@ -152,6 +163,8 @@ pub(crate) struct PageWrite {
 pub(crate) struct Checkpoint {
     /// Freezes since the engine was opened.
     pub freezes: u64,
+    /// Checkpoints over since the engine was opened, what they freed given back; from 1.
+    pub over: u64,
     pub phase: Phase,
     /// A flush of the current phase is in flight.
     flushing: bool,
@@ -188,7 +201,9 @@ pub(crate) struct Checkpoint {
     /// Answers that are due when the freed blocks are back.
     pub late_replies: Vec<(u64, Reply)>,
     pub gone: Vec<u32>,
-    bad_node: Option<(Key, u8)>,
+    /// Pairs of blocks set aside for the snapshot logs.
+    pub pairs: Vec<u64>,
+    bad_node: Option<BadNode>,
     /// The last step found nothing it could do before something completes.
     pub waiting: bool,
     /// Copy of the superblock that is the newest.
@@ -220,6 +235,7 @@ impl Checkpoint {
         };
         Checkpoint {
             freezes: 1,
+            over: 1,
             phase: Phase::Idle,
             flushing: false,
             dirty: Vec::with_capacity(cache_slots),
@@ -250,6 +266,7 @@ impl Checkpoint {
             replies: Vec::new(),
             late_replies: Vec::new(),
             gone: Vec::new(),
+            pairs: Vec::new(),
             bad_node: None,
             waiting: false,
             newest_superblock: 0,
@@ -292,14 +309,14 @@ impl Checkpoint {
     }
 
     /// A node could not be read; if the checkpoint wants it, it will ask here.
-    pub fn node_failed(&mut self, key: Key) {
-        let tries = self.bad_node.filter(|(bad, _)| *bad == key).map_or(0, |(_, tries)| tries);
-        self.bad_node = Some((key, tries + 1));
+    pub fn node_failed(&mut self, key: Key, damaged: bool) {
+        let tries = self.bad_node.filter(|bad| bad.key == key).map_or(0, |bad| bad.tries);
+        self.bad_node = Some(BadNode { key, tries: tries.saturating_add(1), damaged });
     }
 
     /// True if reading this node has failed too often.
-    pub fn gave_up_on(&self, key: Key) -> bool {
-        self.bad_node.is_some_and(|(bad, tries)| bad == key && tries >= WRITE_RETRIES)
+    pub fn gave_up_on(&self, key: Key) -> Option<BadNode> {
+        self.bad_node.filter(|bad| bad.key == key && bad.tries >= WRITE_RETRIES)
     }
 
     fn has_changes(&self) -> bool {
@@ -322,10 +339,12 @@ impl Engine {
         self.checkpoint.freed.0.blocks() + self.checkpoint.old_freed.blocks()
     }
 
-    /// True if waiting may bring space.
+    /// True if waiting may bring space. Dirty leaves count: more is kept back for them than their
+    /// checkpoint will need.
     pub(crate) fn space_is_coming(&self) -> bool {
         self.failed.is_none()
             && (self.pending_blocks() > 0
+                || self.checkpoint.dirty_count() > 0
                 || !self.checkpoint.undecided.is_empty()
                 || self.checkpoint.phase != Phase::Idle
                 || self.reaping())
@@ -418,7 +437,7 @@ impl Engine {
         self.lane = 1 - self.lane;
         self.walkers[REAPER].forget();
         self.list_versions();
-        self.checkpoint.phase = Phase::Nodes;
+        self.checkpoint.phase = Phase::Pairs;
     }
 
     /// Which versions of which disks have to be written: snapshots without a tree, then the live.
@@ -452,6 +471,7 @@ impl Engine {
     fn checkpoint_phase(&mut self) -> Step {
         match self.checkpoint.phase {
             Phase::Idle => Step::Wait,
+            Phase::Pairs => self.pairs_step(),
             Phase::Nodes => self.nodes_step(),
             Phase::NodesDrain | Phase::SystemDrain => self.drained(),
             Phase::Undecided => self.undecided_step(),
@@ -475,6 +495,7 @@ impl Engine {
         self.checkpoint.cursor = 0;
         self.checkpoint.phase = match self.checkpoint.phase {
             Phase::Idle => Phase::Idle,
+            Phase::Pairs => Phase::Nodes,
             Phase::Nodes => {
                 self.finish_nodes();
                 Phase::NodesDrain
@@ -602,6 +623,7 @@ impl Engine {
 
     fn checkpoint_over(&mut self) {
         let c = &mut self.checkpoint;
+        c.over += 1;
         c.entries.clear();
         c.versions.clear();
         c.at = 0;
@@ -611,6 +633,7 @@ impl Engine {
         for (cookie, reply) in std::mem::take(&mut self.checkpoint.late_replies) {
             self.replies.push_back((cookie, Ok(reply)));
         }
+        self.release_pairs();
         self.unpark = true;
         self.recovery_committed();
         self.retry_commands();

@@ -11,7 +11,7 @@
 
 use super::checkpoint::{Dropped, Step, Undecided};
 use crate::disk::level_for;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineState};
 use crate::format::node::{self, NodeInfo};
 use crate::limits::{CHUNK_BLOCKS, LEVEL_BITS, LINKS};
 use crate::map::node_cache::{Key, State};
@@ -111,22 +111,22 @@ impl Engine {
             Some(_) => return false,
             None => {
                 let address = self.parent_link(version.disk, level, index) & node::ADDRESS;
-                if address == 0 {
-                    let Some(slot) = self.cache.insert(key, State::Clean, 0) else { return false };
-                    self.cache.meta[slot as usize].birth = version.epoch;
-                    slot
-                } else {
-                    if self.checkpoint.gave_up_on(key) {
-                        let name = self.disk(version.disk).name;
-                        self.fail(format!(
-                            "disk {name}: map node at block {address} cannot be read, so its changes cannot be written"
-                        ));
-                        return false;
-                    }
-                    let found = self.load_node(key, address, 0);
-                    debug_assert!(matches!(found, Found::Loading(_) | Found::NoRoom));
+                let lost = address == node::LOST || self.give_up_on(key, address);
+                if self.failed.is_some() {
                     return false;
                 }
+                if address != 0 && !lost {
+                    let found = self.load_node(key, address, 0);
+                    assert!(matches!(found, Found::Loading(_) | Found::NoRoom));
+                    return false;
+                }
+                let Some(slot) = self.cache.insert(key, State::Clean, 0) else { return false };
+                self.cache.meta[slot as usize].birth = version.epoch;
+                if lost {
+                    self.event_lost(key, address);
+                    self.cache.links[slot as usize].fill(node::LOST);
+                }
+                slot
             }
         };
         self.cache.set_state(slot, State::Open);
@@ -142,6 +142,37 @@ impl Engine {
         }
         self.checkpoint.path[level as usize] = slot;
         true
+    }
+
+    /// True if a node that the checkpoint needs is damaged: it is replaced by one that says of
+    /// everything below, but for what is being written, that it is lost. So the damage costs what
+    /// lay below it, as an error and not as zeros, and nothing else of the disk or the shard.
+    ///
+    /// A node that cannot be read is left alone and the shard fails, since the device may come
+    /// back; if it still cannot be read when the store is opened again, it counts as damaged.
+    fn give_up_on(&mut self, key: Key, address: u64) -> bool {
+        let Some(bad) = self.checkpoint.gave_up_on(key) else { return false };
+        if !bad.damaged && self.state == EngineState::Ready {
+            let name = self.disk(key.tree()).name;
+            self.fail(format!(
+                "disk {name}: map node at block {address} cannot be read, so its changes cannot be written"
+            ));
+            return false;
+        }
+        true
+    }
+
+    fn event_lost(&mut self, key: Key, address: u64) {
+        if address == node::LOST {
+            return;
+        }
+        let name = self.disk(key.tree()).name;
+        let (level, index) = (key.level(), key.index());
+        let first = index << (LEVEL_BITS * u32::from(level) + LEVEL_BITS);
+        let text = format!(
+            "disk {name}: map node at block {address} (level {level}, index {index}) is replaced; what it led to, from disk block {first} on, is lost"
+        );
+        self.event(true, text);
     }
 
     /// The link that leads to the node of `level` at `index`.
@@ -222,6 +253,7 @@ impl Engine {
         let end = (index + 1) << (LEVEL_BITS * u32::from(level));
         let old = self.parent_link(version.disk, level, index) & node::ADDRESS;
         let older = self.disk(version.disk).older(version.epoch, end);
+        let old = if old == node::LOST { 0 } else { old };
         if old != 0 && prev_birth >= older.floor {
             self.checkpoint.old_freed.push(old, 1);
         } else if old != 0 && !older.certain {

@@ -9,7 +9,7 @@ use crate::format::disk_record::{self, DiskRecord};
 use crate::format::snapshot_log::{self, ENTRIES, LogEntry, Place};
 use crate::limits::CHECKPOINT_BITS_TURN;
 use crate::page::PageId;
-use crate::space::{Grant, Use, sealed_text};
+use crate::space::sealed_text;
 use crate::status::BaseError;
 
 impl Engine {
@@ -42,7 +42,7 @@ impl Engine {
             }
             let block = match disk.log.iter().position(|b| b.used.count_ones() < ENTRIES as u32) {
                 Some(block) => block,
-                None => match self.allocate_pair() {
+                None => match self.take_pair() {
                     Some(address) => {
                         let (used, side) = (0, 1);
                         disk.log.push(LogBlock { address, side, used, dirty: true, fresh: true });
@@ -105,30 +105,6 @@ impl Engine {
         }
         block.dirty = false;
         true
-    }
-
-    /// Two neighbouring blocks of metadata. `None`: a bitmap must be read first, or the shard has
-    /// failed.
-    fn allocate_pair(&mut self) -> Option<u64> {
-        let mut singles = Vec::new();
-        let found = loop {
-            match self.space.allocate(Use::Metadata, 2) {
-                Grant::Run(pba, 2) => break Some(pba),
-                Grant::Run(pba, _) => singles.push(pba),
-                Grant::Wait => break None,
-                Grant::Full => {
-                    self.fail("no space is left for the snapshot log".to_string());
-                    break None;
-                }
-            }
-        };
-        for pba in singles {
-            self.space.release(pba, 1);
-        }
-        if let Some(pba) = found {
-            self.checkpoint.old_allocated.push(pba, 2);
-        }
-        found
     }
 
     /// Enters what was allocated and freed before the freeze into the bitmaps.

@@ -13,3 +13,4 @@ pub(crate) mod checkpoint_nodes;
 pub(crate) mod checkpoint_system;
 pub(crate) mod flush;
 pub(crate) mod journal;
+mod log_pairs;

@@ -255,6 +255,54 @@ impl Space {
         Some((at, len as u64))
     }
 
+    /// Two neighbouring blocks; in extents of `kind` if there are any. `Grant::Full`: all that is
+    /// free are single blocks.
+    pub fn allocate_pair(&mut self, kind: Use) -> Grant {
+        let same = match kind {
+            Use::Data => ExtentType::Data,
+            Use::Metadata => ExtentType::Metadata,
+        };
+        let mut unloaded = None;
+        for wanted in [true, false] {
+            for extent in 0..self.entries.len() {
+                if self.avail[extent] < 2 || (self.entries[extent].kind == same) != wanted {
+                    continue;
+                }
+                if !self.loaded(extent) && !self.load_fresh(extent) {
+                    unloaded = unloaded.or(Some(extent));
+                    continue;
+                }
+                if let Some(at) = self.take_pair(extent, same) {
+                    return Grant::Run(self.geometry.extent_start(extent as u64) + at as u64, 2);
+                }
+            }
+        }
+        if unloaded.is_none() {
+            return Grant::Full;
+        }
+        self.wanted = self.wanted.or(unloaded);
+        Grant::Wait
+    }
+
+    fn take_pair(&mut self, extent: usize, kind: ExtentType) -> Option<usize> {
+        let words = (self.geometry.extent_blocks / 64) as usize;
+        let map = self.maps[extent].as_mut()?;
+        let at = (0..words).find_map(|i| {
+            let next = if i + 1 < words { map.busy[i + 1] } else { u64::MAX };
+            let pairs = !map.busy[i] & !(map.busy[i] >> 1 | next << 63);
+            (pairs != 0).then(|| i * 64 + pairs.trailing_zeros() as usize)
+        })?;
+        for bit in [at, at + 1] {
+            map.busy[bit / 64] |= 1 << (bit % 64);
+        }
+        self.avail[extent] -= 2;
+        self.free -= 2;
+        if self.entries[extent].kind == ExtentType::Free {
+            self.entries[extent].kind = kind;
+        }
+        Some(at)
+    }
+
     /// The extent to allocate from next: one of the right kind with room, else a fresh one, else
     /// one of the right kind with anything, else any.
     fn choose(&self, kind: Use) -> Option<usize> {
@@ -459,6 +507,25 @@ mod tests {
             space.release(block, 1);
         }
         assert_eq!(space.free, space.capacity());
+    }
+
+    #[test]
+    fn pairs_are_found_wherever_two_neighbours_are_free_and_only_there() {
+        let mut space = space();
+        while let Grant::Run(..) = space.allocate(Use::Data, 7) {}
+        assert_eq!(space.allocate_pair(Use::Metadata), Grant::Full);
+        let first = |extent: u64| space.geometry.extent_start(extent);
+        // Single blocks, the last of one extent and the first of the next, and a pair across words.
+        let [end, begin, low] = [first(3) - 1, first(3) + 2, first(5) + 63];
+        for block in [first(1) + 10, first(1) + 12, end, begin] {
+            space.release(block, 1);
+        }
+        assert_eq!(space.allocate_pair(Use::Metadata), Grant::Full);
+        space.release(low, 2);
+        assert_eq!(space.allocate_pair(Use::Metadata), Grant::Run(low, 2));
+        assert_eq!((space.allocate_pair(Use::Metadata), space.free), (Grant::Full, 4));
+        space.release(low, 2);
+        assert_eq!(space.free, 6);
     }
 
     #[test]
