@@ -14,6 +14,7 @@
 
 pub mod allocator;
 pub mod clock;
+pub mod deletion;
 pub mod engine;
 pub mod goals;
 pub mod histogram;

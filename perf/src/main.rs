@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lamina_perf::allocator::Counting;
-use lamina_perf::{engine, vhost};
+use lamina_perf::{deletion, engine, vhost};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -31,6 +31,8 @@ struct Arguments {
 enum What {
     /// The engine in this process, on RAM, one thread; also counts allocations
     Engine(engine::Options),
+    /// What deleting a snapshot of a large full disk costs, by what the snapshot alone holds
+    Deletion(deletion::Options),
     /// A target in another process, over a vhost-user socket
     Vhost(vhost::Options),
 }
@@ -38,6 +40,7 @@ enum What {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Engine(options) => engine::main(&options),
+        What::Deletion(options) => deletion::main(&options),
         What::Vhost(options) => vhost::main(&options),
     };
     match outcome {

@@ -34,6 +34,19 @@ impl Memory {
         Memory::present(base.cast(), len, None)
     }
 
+    /// `len` bytes of private memory of which only what is written takes up RAM; reads as zeros.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn sparse(len: usize) -> io::Result<Memory> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let base = unsafe { mmap_anonymous(null_mut(), len, access, flags)? };
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Memory { base, len, file: None })
+    }
+
     /// `len` bytes that another process can map through [`Memory::file`].
     ///
     /// # Errors
@@ -126,6 +139,14 @@ mod tests {
         assert_eq!(buffer.piece(0, 4096), [7; 4096]);
         assert_eq!(buffer.file().unwrap().metadata().unwrap().len(), 8192);
         assert!(base.file().is_none());
+    }
+
+    #[test]
+    fn sparse_memory_may_be_larger_than_the_machine() {
+        let mut much = Memory::sparse(1 << 42).unwrap();
+        much.piece((1 << 42) - 4096, 4096).fill(9);
+        assert_eq!(much.piece(1 << 41, 2), [0, 0]);
+        assert_eq!(much.piece((1 << 42) - 2, 2), [9, 9]);
     }
 
     #[test]

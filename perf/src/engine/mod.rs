@@ -1,7 +1,7 @@
 //! The engine in this process: one thread, RAM below, the same loop as a reactor's.
 
 mod allocations;
-mod rig;
+pub(crate) mod rig;
 
 use anyhow::Result;
 

@@ -61,8 +61,17 @@ impl Rig {
     /// # Errors
     /// Not that much memory, or the engine does not open what it formatted.
     pub fn new(bytes: u64) -> Result<Rig> {
-        let mut ram = Memory::private(bytes as usize)
+        let ram = Memory::private(bytes as usize)
             .with_context(|| format!("{bytes} bytes of RAM for a store: use a smaller --size"))?;
+        Rig::on(ram, Config::default())
+    }
+
+    /// A new store in memory that reads as zeros.
+    ///
+    /// # Errors
+    /// The engine does not open what it formatted.
+    pub fn on(mut ram: Memory, config: Config) -> Result<Rig> {
+        let bytes = ram.len() as u64;
         let params = FormatParams {
             uuid: Uuid([0x4c; 16]),
             name: Name::new("perf").map_err(|why| anyhow!(why))?,
@@ -78,7 +87,7 @@ impl Rig {
         let label = read_label(ram.piece(0, LABEL_BYTES), bytes)?;
         let traits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
         let mut rig = Rig {
-            engine: Box::new(Engine::open(Config::default(), traits, &label, 0)),
+            engine: Box::new(Engine::open(config, traits, &label, 0)),
             ram,
             region: label.first_region,
             buffers: Memory::private(DEPTH_MAX * BUFFER_BYTES)?,
@@ -202,6 +211,51 @@ impl Rig {
             }
             self.drive(&mut none)?;
         }
+    }
+
+    /// A snapshot of the chosen disk.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn snapshot(&mut self) -> Result<SnapRef> {
+        let (disk, _) = self.disk()?;
+        self.commands += 1;
+        let uuid = Uuid(u128::from(self.commands).to_be_bytes());
+        let snapshot = Command::Snapshot { disk, uuid, label: Name::EMPTY, time: 0 };
+        let Reply::Snapshot(snap) = self.command(snapshot)? else { bail!("no snapshot came back") };
+        Ok(SnapRef { disk, snap })
+    }
+
+    /// A clone of a snapshot; the chosen disk stays the chosen one.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn clone_of(&mut self, from: SnapRef) -> Result<DiskId> {
+        self.commands += 1;
+        let name = Name::new(&format!("clone{}", self.commands)).map_err(|why| anyhow!(why))?;
+        let uuid = Uuid(u128::from(self.commands).to_be_bytes());
+        let create = Command::CreateDisk { name, uuid, size: 0, from: Some(from), time: 0 };
+        let Reply::Disk(id) = self.command(create)? else { bail!("no disk came back") };
+        Ok(id)
+    }
+
+    /// Deletes a snapshot: nanoseconds until the answer, and until its blocks can be given out
+    /// again.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn delete_snapshot(&mut self, at: SnapRef) -> Result<(u64, u64)> {
+        let begun = clock::wall_ns();
+        self.command(Command::DeleteSnapshot(at))?;
+        let answered = clock::wall_ns() - begun;
+        let mut none = Vec::new();
+        while self.drive(&mut none)? || self.engine.busy() {}
+        Ok((answered, clock::wall_ns() - begun))
+    }
+
+    /// Blocks that can be given out.
+    pub fn free_blocks(&self) -> u64 {
+        self.engine.store_info().free_blocks
     }
 
     /// The newest snapshot of the chosen disk, if one was taken.
