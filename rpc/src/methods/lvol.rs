@@ -116,8 +116,8 @@ method! {
 }
 
 method! {
-    /// Deletes a disk with all its snapshots, or one snapshot. Refused while exported, or while
-    /// clones depend on it.
+    /// Deletes a disk with all its snapshots, or one snapshot. Refused while exported. Clones
+    /// stay as they are.
     BdevLvolDelete = "bdev_lvol_delete" -> bool;
     required {
         /// The disk or snapshot.

@@ -165,6 +165,7 @@ fn what_would_lose_data_has_to_be_said() {
 #[test]
 fn a_refusal_says_what_to_do_next() {
     let daemon = prepared();
+    good(&daemon, "export attach golden");
     for (line, words) in [
         ("disk info none", "hint: `lamina disk list`"),
         ("disk create golden --size 1G", "hint: choose another name"),
@@ -173,7 +174,7 @@ fn a_refusal_says_what_to_do_next() {
         ("snapshot create none", "hint: `lamina disk list`"),
         ("snapshot delete golden@base", "hint: detach its exports"),
         ("snapshot delete golden@none", "hint: `lamina tree`"),
-        ("disk delete golden --with-snapshots", "delete its clones"),
+        ("disk delete golden --with-snapshots", "hint: detach its exports"),
         ("export attach none", "hint: `lamina tree`"),
         ("store create pool ram:1G --size 1G", "hint: `lamina store list` shows what is open"),
         ("store create new ram:1G", "Invalid argument: a new file needs size"),

@@ -272,10 +272,11 @@ impl State {
     }
 
     fn delete(&mut self, name: &str) -> Result<Value, RpcError> {
-        match self.find(name)? {
-            Found::Disk(d) if self.disks[d].snapshots.iter().any(|s| s.clones > 0) => {
-                return Err(RpcError::busy("a snapshot of it has clones"));
-            }
+        let found = self.find(name)?;
+        if !self.exports.is_empty() {
+            return Err(RpcError::busy("it is exported"));
+        }
+        match found {
             Found::Disk(d) => {
                 let origin = self.disks.remove(d).origin.unwrap_or_default();
                 let of_origin =
@@ -284,9 +285,6 @@ impl State {
                 if let Some(snapshot) = snapshots.find(of_origin) {
                     snapshot.clones -= 1;
                 }
-            }
-            Found::Snapshot(d, s) if self.disks[d].snapshots[s].clones > 0 => {
-                return Err(RpcError::busy("it has clones"));
             }
             Found::Snapshot(d, s) => {
                 self.disks[d].snapshots.remove(s);

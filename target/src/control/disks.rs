@@ -131,7 +131,7 @@ impl Control {
     /// Deletes a disk with all its snapshots, or one snapshot.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` while exported, or while clones depend on it.
+    /// `NotFound`; `Busy` while exported.
     pub(super) fn delete(&self, text: &str) -> Result<(), Error> {
         let _change = self.change()?;
         let found = self.find(text)?;

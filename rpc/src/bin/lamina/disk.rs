@@ -192,10 +192,9 @@ fn delete(session: &mut Session, disk: &str, with_snapshots: bool) -> Result<Ans
         session.call(format!("deleting disk {disk}"), &params).map_err(|failure| match failure
             .code()
         {
-            Some(code) if code == -libc::EBUSY => failure.hint(
-                "detach its exports (`lamina export list`) and delete its clones (`lamina tree`) \
-                 first",
-            ),
+            Some(code) if code == -libc::EBUSY => {
+                failure.hint("detach its exports first (`lamina export list`)")
+            }
             _ => failure,
         })?;
     Answer::new(format!("deleted disk {disk}"), deleted)

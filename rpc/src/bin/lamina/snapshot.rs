@@ -166,10 +166,9 @@ fn delete(session: &mut Session, snapshot: &str) -> Result<Answer, Failure> {
     let params = BdevLvolDelete { name: named.uuid };
     let deleted = session.call(format!("deleting {snapshot}"), &params).map_err(|failure| {
         match failure.code() {
-            Some(code) if code == -libc::EBUSY => failure.hint(
-                "detach its exports (`lamina export list`) and delete its clones (`lamina tree`) \
-                 first",
-            ),
+            Some(code) if code == -libc::EBUSY => {
+                failure.hint("detach its exports first (`lamina export list`)")
+            }
             _ => failure,
         }
     })?;
