@@ -109,7 +109,8 @@ fn step(rig: &mut Rig, model: &mut Model, random: &mut Random, names: &mut u32) 
 fn life(seed: u64, traits: BaseTraits) {
     let mut rig = Rig::new(24 << 20, traits);
     let empty = rig.settle().free_blocks;
-    let (mut model, mut random) = (Model::default(), Random(seed * 0x9e37_79b9_7f4a_7c15 + 1));
+    let (mut model, mut random) =
+        (Model::default(), Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
     let mut names = 0;
     for at in 0..400 {
         step(&mut rig, &mut model, &mut random, &mut names);
