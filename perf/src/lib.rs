@@ -13,6 +13,7 @@
 //! the time on the wall, since only the former leaves out what other tenants took.
 
 pub mod allocator;
+pub mod budgets;
 pub mod clock;
 pub mod deletion;
 pub mod engine;

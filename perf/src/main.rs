@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lamina_perf::allocator::Counting;
-use lamina_perf::{deletion, engine, vhost};
+use lamina_perf::{budgets, deletion, engine, vhost};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -31,6 +31,8 @@ struct Arguments {
 enum What {
     /// The engine in this process, on RAM, one thread; also counts allocations
     Engine(engine::Options),
+    /// Instructions of each step of the engine, held against perf/budgets.toml (needs valgrind)
+    Budgets(budgets::Options),
     /// What deleting a snapshot of a large full disk costs, by what the snapshot alone holds
     Deletion(deletion::Options),
     /// A target in another process, over a vhost-user socket
@@ -40,6 +42,7 @@ enum What {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Engine(options) => engine::main(&options),
+        What::Budgets(options) => budgets::main(&options),
         What::Deletion(options) => deletion::main(&options),
         What::Vhost(options) => vhost::main(&options),
     };

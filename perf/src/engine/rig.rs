@@ -53,6 +53,8 @@ pub struct Rig {
     asked: Option<(u64, u64)>,
     took: Option<Took>,
     newest: Option<SnapRef>,
+    /// The engine's clock, if it does not follow the machine's.
+    ticks: Option<u64>,
 }
 
 impl Rig {
@@ -101,6 +103,7 @@ impl Rig {
             asked: None,
             took: None,
             newest: None,
+            ticks: None,
         };
         while rig.engine.state() == EngineState::Opening {
             rig.drive(&mut Vec::new())?;
@@ -117,6 +120,12 @@ impl Rig {
         let bytes = self.buffers.len();
         let begin = self.buffers.addr(0, bytes);
         self.unmoved = begin..begin + bytes;
+    }
+
+    /// From now on each turn takes a microsecond of the engine's time: the same calls, the same
+    /// instructions.
+    pub fn fix_clock(&mut self) {
+        self.ticks = Some(clock::wall_ns());
     }
 
     /// Serves one operation of the engine at once.
@@ -165,7 +174,14 @@ impl Rig {
     /// One turn of the engine. True if there was anything to do.
     fn drive(&mut self, done: &mut Vec<u32>) -> Result<bool> {
         let mut worked = self.drain(done)?;
-        self.engine.tick(clock::wall_ns());
+        let now = match &mut self.ticks {
+            Some(ticks) => {
+                *ticks += 1000;
+                *ticks
+            }
+            None => clock::wall_ns(),
+        };
+        self.engine.tick(now);
         worked |= self.drain(done)?;
         while let Some((cookie, outcome)) = self.engine.next_reply() {
             match self.asked {
@@ -251,6 +267,21 @@ impl Rig {
         let mut none = Vec::new();
         while self.drive(&mut none)? || self.engine.busy() {}
         Ok((answered, clock::wall_ns() - begun))
+    }
+
+    /// Discards a piece of the chosen disk, with nothing else in flight.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        let (_, handle) = self.disk()?;
+        let request = Request { cookie: 0, handle, op: Op::Discard, offset, len, fua: false };
+        ensure!(self.engine.submit(&request, &[]), "the engine has no slot left");
+        let mut done = Vec::new();
+        while done.is_empty() {
+            self.drive(&mut done)?;
+        }
+        Ok(())
     }
 
     /// Blocks that can be given out.

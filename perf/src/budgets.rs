@@ -1,0 +1,247 @@
+//! Instructions that each step of the engine takes, counted by callgrind: the same number on every
+//! run, however busy the machine.
+//!
+//! ```text
+//!  valgrind ─ lamina-perf budgets --step read --count N    set-up +  N steps  ─┐ difference / N
+//!  valgrind ─ lamina-perf budgets --step read --count 2N   set-up + 2N steps  ─┘ = one step
+//! ```
+//!
+//! The data of requests stay where they are, and the base is RAM that answers at once: what is
+//! counted is the engine with the driving loop around it.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+use crate::engine::rig::Rig;
+use crate::random::Random;
+use crate::store::{DEPTH_MAX, Store, Verb};
+
+/// Bytes of the disk that the steps work on.
+const DISK: u64 = 32 << 20;
+const BLOCKS: u64 = DISK / 4096;
+/// Instructions may be so much above the budget, in percent.
+const SLACK: f64 = 3.0;
+
+/// Options of `budgets`.
+#[derive(Args)]
+pub struct Options {
+    /// Machine-readable output
+    #[arg(long)]
+    json: bool,
+    /// Write what was counted into the file as the new budgets
+    #[arg(long)]
+    accept: bool,
+    /// The file with the budgets
+    #[arg(long, default_value = "perf/budgets.toml", value_name = "FILE")]
+    file: String,
+    /// Only carry this step out (what valgrind runs)
+    #[arg(long, requires = "count", hide = true)]
+    step: Option<Step>,
+    /// How often
+    #[arg(long, hide = true)]
+    count: Option<u64>,
+}
+
+/// One kind of step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Step {
+    /// A 4 KiB read whose leaf is in the cache, one at a time
+    Read,
+    /// The same, 32 in flight
+    ReadDeep,
+    /// A 4 KiB write in place
+    Overwrite,
+    /// The same, 32 in flight
+    OverwriteDeep,
+    /// The first write to a block after a snapshot, 32 in flight
+    Redirect,
+    /// The first write to a hole, 32 in flight
+    Hole,
+    /// A discard of a mapped block, one at a time
+    Discard,
+    /// A snapshot
+    Snapshot,
+}
+
+impl Step {
+    fn name(self) -> String {
+        self.to_possible_value().expect("no step is hidden").get_name().to_owned()
+    }
+
+    /// Steps in the shorter of the two runs.
+    fn count(self) -> u64 {
+        if self == Step::Snapshot { 200 } else { 4_000 }
+    }
+}
+
+#[derive(Deserialize)]
+struct Budgets {
+    instructions: BTreeMap<String, u64>,
+}
+
+/// Runs `budgets`. True if every step keeps within its budget.
+///
+/// # Errors
+/// No valgrind, no file, or a step fails.
+pub fn main(options: &Options) -> Result<bool> {
+    if let (Some(step), Some(count)) = (options.step, options.count) {
+        return carry_out(step, count).map(|()| true);
+    }
+    let mut counted = BTreeMap::new();
+    for &step in Step::value_variants() {
+        let (short, long) = (step.count(), 2 * step.count());
+        let each = (instructions(step, long)? - instructions(step, short)?) / short;
+        counted.insert(step.name(), each);
+    }
+    if options.accept {
+        return write(&options.file, &counted).map(|()| true);
+    }
+    let text = std::fs::read_to_string(&options.file)
+        .with_context(|| format!("{}: the budgets; --accept makes the file", options.file))?;
+    let budgets: Budgets = toml::from_str(&text).with_context(|| options.file.clone())?;
+    report(options.json, &counted, &budgets.instructions)
+}
+
+fn report(
+    as_json: bool,
+    counted: &BTreeMap<String, u64>,
+    budgets: &BTreeMap<String, u64>,
+) -> Result<bool> {
+    let mut good = true;
+    let mut rows = Vec::new();
+    for (name, &count) in counted {
+        let budget = *budgets.get(name).with_context(|| format!("step {name} has no budget"))?;
+        let over = (count as f64 / budget as f64 - 1.0) * 100.0;
+        good &= over <= SLACK;
+        if !as_json {
+            let verdict = if over <= SLACK { "kept    " } else { "EXCEEDED" };
+            println!(
+                "{verdict} {name:<16} {count:>6} instructions, budget {budget:>6} ({over:+.1} %)"
+            );
+        }
+        rows.push(json!({"step": name, "instructions": count, "budget": budget}));
+    }
+    if as_json {
+        println!("{}", json!({"kept": good, "steps": rows}));
+    }
+    Ok(good)
+}
+
+fn write(file: &str, counted: &BTreeMap<String, u64>) -> Result<()> {
+    let mut text = String::from(
+        "# Instructions of one step of the engine, as `lamina-perf budgets` counts them; a change that\n\
+         # exceeds one by 3 % fails, and a change that saves some lowers them (`--accept`).\n\n\
+         [instructions]\n",
+    );
+    for (name, count) in counted {
+        text += &format!("{name} = {count}\n");
+    }
+    std::fs::write(file, text).with_context(|| file.to_owned())
+}
+
+/// Instructions of a whole run of so many steps.
+fn instructions(step: Step, count: u64) -> Result<u64> {
+    let own = std::env::current_exe()?;
+    let folder = std::env::temp_dir();
+    let out = folder.join(format!("lamina-budgets.{}.{}", std::process::id(), step.name()));
+    let ran = Command::new("valgrind")
+        .args(["--tool=callgrind", "--quiet"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(own)
+        .args(["budgets", "--step", &step.name(), "--count", &count.to_string()])
+        .output()
+        .context("valgrind counts the instructions: install it (scripts/setup does)")?;
+    let counted = total(&out);
+    let _ = std::fs::remove_file(&out);
+    ensure!(ran.status.success(), "step {step:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    counted
+}
+
+/// The total that a callgrind file ends with.
+fn total(out: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(out).with_context(|| out.display().to_string())?;
+    let line = text.lines().rev().find_map(|line| line.strip_prefix("totals: "));
+    let Some(total) = line.and_then(|line| line.trim().parse().ok()) else {
+        bail!("{} has no total", out.display());
+    };
+    Ok(total)
+}
+
+/// What is counted.
+fn carry_out(step: Step, count: u64) -> Result<()> {
+    let mut rig = Rig::new(96 << 20)?;
+    rig.leave_data();
+    rig.fix_clock();
+    rig.create(DISK)?;
+    let mut order = Random::new(1).permutation(BLOCKS as u32).into_iter().cycle();
+    let mut block = move || u64::from(order.next().expect("a cycle has no end")) * 4096;
+    if step != Step::Hole {
+        let mut at = 0;
+        run(&mut rig, Verb::Write, BLOCKS, DEPTH_MAX, || {
+            at += 4096;
+            at - 4096
+        })?;
+        rig.settle()?;
+    }
+    match step {
+        Step::Read => run(&mut rig, Verb::Read, count, 1, block),
+        Step::ReadDeep => run(&mut rig, Verb::Read, count, 32, block),
+        Step::Overwrite => run(&mut rig, Verb::Write, count, 1, block),
+        Step::OverwriteDeep => run(&mut rig, Verb::Write, count, 32, block),
+        Step::Redirect => {
+            rig.snapshot()?;
+            rig.settle()?;
+            run(&mut rig, Verb::Write, count.min(BLOCKS), 32, block)
+        }
+        Step::Hole => run(&mut rig, Verb::Write, count.min(BLOCKS), 32, block),
+        Step::Discard => (0..count.min(BLOCKS)).try_for_each(|_| rig.discard(block(), 4096)),
+        Step::Snapshot => (0..count).try_for_each(|_| rig.snapshot().map(|_| ())),
+    }
+}
+
+/// `count` requests of 4 KiB, `depth` at a time.
+fn run(
+    rig: &mut Rig,
+    verb: Verb,
+    count: u64,
+    depth: usize,
+    mut offset: impl FnMut() -> u64,
+) -> Result<()> {
+    let mut idle: Vec<u32> = (0..depth as u32).collect();
+    let mut begun = 0;
+    loop {
+        while begun < count
+            && let Some(slot) = idle.pop()
+        {
+            rig.submit(verb, slot, offset(), 4096)?;
+            begun += 1;
+        }
+        if idle.len() == depth {
+            return Ok(());
+        }
+        rig.turn(&mut idle)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_runs_and_a_budget_can_be_exceeded() {
+        for &step in Step::value_variants() {
+            carry_out(step, 100).unwrap();
+        }
+        let counted = BTreeMap::from([("read".to_owned(), 104)]);
+        let budget = |most| BTreeMap::from([("read".to_owned(), most)]);
+        assert!(report(true, &counted, &budget(101)).unwrap());
+        assert!(!report(true, &counted, &budget(100)).unwrap());
+        assert!(report(true, &counted, &BTreeMap::new()).is_err());
+    }
+}
