@@ -2,6 +2,7 @@
 //! consistency point has committed, so each is durable and whole without a record of its own; a
 //! snapshot goes through the journal instead.
 
+use crate::canary::{Canary, planted};
 use crate::control::{Command, Reply, Target};
 use crate::disk::write::Admit;
 use crate::disk::{Disk, Root, Snap};
@@ -80,6 +81,9 @@ impl Engine {
                 self.start_snapshot(cookie, disk, uuid, label, time);
             }
             Command::Resize(disk, size) => self.start_resize(cookie, disk, size),
+            Command::Diff(query) => self.start_diff(cookie, query),
+            Command::Hold => self.start_hold(cookie),
+            Command::Unhold => self.end_hold(cookie),
             _ if self.failed.is_some() => self.refuse(cookie),
             other => self.commands.push_back((cookie, other)),
         }
@@ -147,7 +151,8 @@ impl Engine {
             error(ErrorKind::NotFound, text)
         };
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying).ok_or_else(missing)?;
-        Ok(snap.root.filter(|_| snap.written && snap.drain == 0))
+        let drained = snap.drain == 0 || planted(Canary::DrainForgotten);
+        Ok(snap.root.filter(|_| snap.written && drained))
     }
 
     /// True while writes older than the snapshot may still change its blocks.
@@ -321,8 +326,10 @@ impl Engine {
         let (disk, uuid, label, time) = (p.disk, p.uuid, p.label, p.time);
         let id = self.enter_snapshot(disk, uuid, label, time);
         self.pending_snapshots[at].id = id;
+        self.pending_snapshots[at].admitted = false;
         self.stats.snapshots += 1;
-        self.finish(index, Status::Ok);
+        // I/O has gone on already; only the answer waits until the record is durable.
+        self.start_flush(index);
     }
 
     /// Ends the disk's epoch with a snapshot.
@@ -386,7 +393,7 @@ impl Engine {
         }
         let disk = self.live_mut(id).expect("checked");
         disk.resizing = true;
-        let shrinks = size < old;
+        let shrinks = size < old && !planted(Canary::TrimForgotten);
         let stage = if shrinks { ResizeStage::Trimming } else { ResizeStage::Due };
         let entry = Resize { cookie, disk: id.0, size, stage, active: true };
         let free = self.resizes.iter().position(|r| !r.active);
@@ -498,7 +505,12 @@ impl Engine {
             Command::SetBlob(id, blob) => self.set_blob(*id, blob),
             Command::Checkpoint => Ok(Reply::Unit),
             Command::Attach(_) => return Executed::Later,
-            Command::Snapshot { .. } | Command::Detach(_) | Command::Resize(..) => {
+            Command::Snapshot { .. }
+            | Command::Detach(_)
+            | Command::Resize(..)
+            | Command::Diff(_)
+            | Command::Hold
+            | Command::Unhold => {
                 unreachable!("these are not queued")
             }
         };
@@ -663,7 +675,7 @@ impl Engine {
     }
 }
 
-fn snap_name(snap: &Snap) -> String {
+pub(crate) fn snap_name(snap: &Snap) -> String {
     if snap.label.is_empty() { snap.id.to_string() } else { snap.label.to_string() }
 }
 

@@ -60,13 +60,22 @@ pub enum Command {
     /// Stores up to [`crate::limits::BLOB_LEN_MAX`] bytes of the host's own with the disk (its
     /// exports).
     SetBlob(DiskId, Vec<u8>),
+    /// What differs between two attached snapshots, or what one has at all. Nothing durable.
+    /// Reply: [`Reply::Changes`].
+    Diff(DiffQuery),
+    /// From now on, blocks that come free are remembered and not given out, so that the trees of
+    /// every consistency point committed from here on stay on disk; for [`crate::check`]. Refused
+    /// (Busy) while held.
+    Hold,
+    /// Gives them back. Fails with `NoSpace` if the hold has ended before, since space was short.
+    Unhold,
     /// A consistency point now; the reply comes when it is durable and what was freed before it can
     /// be used again.
     Checkpoint,
 }
 
 /// The answer to a [`Command`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// Done; nothing to say.
     Unit,
@@ -76,6 +85,53 @@ pub enum Reply {
     Snapshot(SnapId),
     /// The new attachment.
     Handle(Handle),
+    /// Changed blocks.
+    Changes(Box<Changes>),
+}
+
+/// What a list of changed blocks is to be of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiffQuery {
+    /// The older snapshot; `None`: what `view` has mapped.
+    pub base: Option<Handle>,
+    /// The newer snapshot. Only what lies within its size is listed.
+    pub view: Handle,
+    /// Byte to begin at (rounded down to a block).
+    pub offset: u64,
+    /// Most extents in the reply; at most [`crate::limits::DIFF_EXTENTS_MAX`].
+    pub extents_max: u32,
+    /// Map nodes read before the reply is given with what there is.
+    pub reads_max: u32,
+}
+
+/// One page of changed blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Ascending, apart from one another or of different kinds.
+    pub extents: Vec<ChangedExtent>,
+    /// Byte to go on from; `None`: that was all.
+    pub next: Option<u64>,
+}
+
+/// Blocks that changed. By address: a block that was written again with the same bytes is among
+/// them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangedExtent {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What is there now.
+    pub kind: ChangeKind,
+}
+
+/// What a changed block is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChangeKind {
+    /// Mapped.
+    Data,
+    /// Not mapped: reads as zeros.
+    Hole,
 }
 
 /// Cookie and outcome of a command.
@@ -125,6 +181,15 @@ pub struct SnapInfo {
     pub clones: u32,
     /// Read-only attachments.
     pub attached: u32,
+}
+
+/// How full a store (one shard of it) is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceUsage {
+    /// Blocks taken, without those whose return only waits for a consistency point.
+    pub used_blocks: u64,
+    /// Blocks that can be used; not so what is kept back for metadata. 0 before the store is open.
+    pub usable_blocks: u64,
 }
 
 /// A store (one shard of it) as people see it.

@@ -1,10 +1,12 @@
 //! The engine: four verbs in (`submit`, `complete`, `tick`, `command`), outboxes out. Nothing
 //! re-enters; nothing here knows what a thread, a clock or a socket is.
 
+use crate::background::diff::Diffs;
+use crate::background::hold::Hold;
 use crate::background::walker::Walker;
 use crate::base_io::{BaseIo, BaseOp, BaseTraits};
 use crate::commands::{PendingSnapshot, Resize};
-use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, StoreInfo};
+use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, SpaceUsage, StoreInfo};
 use crate::disk::{Disk, Root, Snap, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
@@ -91,7 +93,6 @@ pub(crate) enum Class {
     Flush = 4,
     Chunk = 5,
     Page = 6,
-    CheckpointFlush = 7,
     Bitmap = 8,
     Walk = 9,
     Recover = 10,
@@ -140,6 +141,8 @@ pub struct Engine {
     pub(crate) checkpoint: Checkpoint,
     /// By [`crate::background::walker::REAPER`] and its kind.
     pub(crate) walkers: [Walker; 2],
+    pub(crate) diffs: Diffs,
+    pub(crate) hold: Hold,
     pub(crate) recovery: Option<Box<Recovery>>,
     pub(crate) commands: VecDeque<(u64, Command)>,
     pub(crate) resizes: Vec<Resize>,
@@ -207,6 +210,8 @@ impl Engine {
             flush: Flush::default(),
             checkpoint: Checkpoint::new(nodes),
             walkers: [Walker::new(), Walker::new()],
+            diffs: Diffs::default(),
+            hold: Hold::new(),
             recovery: Some(Box::new(Recovery::new(label.region_bytes))),
             commands: VecDeque::new(),
             resizes: Vec::new(),
@@ -365,16 +370,16 @@ impl Engine {
         assert!(self.in_flight > 0, "a base operation completed that was never started");
         self.in_flight -= 1;
         self.checkpoint.waiting = false;
+        self.diffs.waiting = false;
         let class = (tag.0 >> 56) as u8;
         let (generation, index) = ((tag.0 >> 32) as u32 & 0xff_ffff, tag.0 as u32);
         match class {
             1 => self.op_io_done(index, generation, result),
             2 => self.node_read_done(index, result),
             3 => self.journal_write_done(index, result),
-            4 => self.guest_flush_done(result),
+            4 => self.flush_done(result),
             5 => self.chunk_write_done(index, result),
             6 => self.page_write_done(index, result),
-            7 => self.checkpoint_flush_done(result),
             8 => self.bitmap_read_done(result),
             9 => self.walk_read_done(generation as usize, index, result),
             10 => self.recover_io_done(index, result),
@@ -406,6 +411,8 @@ impl Engine {
         }
         self.journal_close_batch();
         self.checkpoint_step();
+        self.diff_step();
+        self.hold_step();
         self.load_wanted_bitmap();
         self.space.refill();
         self.run_ready();
@@ -465,6 +472,8 @@ impl Engine {
             || self.checkpoint.settled
             || self.journal.has_open_batch()
             || self.checkpoint_wants_turn()
+            || self.diffs.want_turn()
+            || self.hold.wants_turn()
     }
 
     /// When a tick is wanted although nothing happens, in the clock of `tick`.
@@ -530,6 +539,15 @@ impl Engine {
     /// Traffic of a live disk since the engine was made.
     pub fn traffic(&self, disk: DiskId) -> Option<Traffic> {
         Some(self.disks.get(disk.0 as usize)?.as_ref()?.traffic)
+    }
+
+    /// How full the shard is; cheap enough for every turn.
+    pub fn space_usage(&self) -> SpaceUsage {
+        let (total, free) = (self.space.capacity(), self.space.free + self.pending_blocks());
+        SpaceUsage {
+            used_blocks: total.saturating_sub(free),
+            usable_blocks: total.saturating_sub(self.reserve_fixed()),
+        }
     }
 
     /// The shard's space and journal.

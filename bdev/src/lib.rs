@@ -2,6 +2,11 @@
 
 mod background;
 pub mod base_io;
+#[cfg(feature = "canaries")]
+pub mod canary;
+#[cfg(not(feature = "canaries"))]
+mod canary;
+pub mod check;
 mod commands;
 pub mod control;
 mod disk;

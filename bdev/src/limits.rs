@@ -38,6 +38,14 @@ pub const REAP_READS_CHECKPOINT: usize = 512;
 pub const SYSTEM_WRITES: usize = 16;
 /// Pages for node reads of the checkpoint and the reaper, beyond those of the requests.
 pub const SYSTEM_READS: usize = 8;
+/// Most extents in one reply of changed blocks.
+pub const DIFF_EXTENTS_MAX: u32 = 16_384;
+/// Most node reads for one reply of changed blocks.
+pub const DIFF_READS_MAX: u32 = 4096;
+/// Places a list of changed blocks looks at in one turn.
+pub const DIFF_STEPS_TURN: usize = 16;
+/// Lists of changed blocks that may wait.
+pub const DIFFS_MAX: usize = 64;
 /// Retries of a metadata write before the shard is declared failed.
 pub const WRITE_RETRIES: u8 = 4;
 /// Cache slots only the checkpoint may take.
@@ -56,6 +64,8 @@ pub const EXTENTS_MAX: u64 = 1 << 20;
 pub const EXTENT_HEAD_BLOCKS: u64 = 2;
 /// Disk records a shard may have.
 pub const DISKS_MAX: u64 = 65_535;
+/// No counter of consistency points, journal blocks or epochs gets this far.
+pub const COUNTER_MAX: u64 = 1 << 56;
 /// Attachments at one time.
 pub const ATTACHMENTS_MAX: usize = 65_535;
 /// Smallest region of a shard, bytes.

@@ -13,6 +13,7 @@
 //! overwritten before the next consistency point, so a mismatch can mean nothing else.
 
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::disk::{Disk, LogBlock, Root, Snap};
 use crate::engine::{Class, Engine, EngineState, tag};
 use crate::error::{Error, ErrorKind};
@@ -332,10 +333,11 @@ impl Engine {
         side: Side,
     ) -> Result<Option<Box<Disk>>, Damage> {
         let linkable = |block| block == 0 || self.space.geometry.linkable(block);
+        let pair = |block| linkable(block) && linkable(block + 1);
         if record.state == RecordState::Free {
             return Ok(None);
         }
-        if !linkable(record.root) || !linkable(record.log_head) {
+        if !linkable(record.root) || (record.log_head != 0 && !pair(record.log_head)) {
             return Err(Damage::Content);
         }
         let mut disk = Box::new(Disk::new(record.name, record.uuid, record.size, record.created));
@@ -423,7 +425,8 @@ impl Engine {
         let (entries, previous) = snapshot_log::read(recovery.block(0, side.current))?;
         let geometry = self.space.geometry;
         let disk = self.disks[slot].as_mut().expect("its log is being read");
-        if (number > 0) != geometry.linkable(previous) {
+        let linkable = geometry.linkable(previous) && geometry.linkable(previous + 1);
+        if (number > 0) != linkable {
             return Err(Damage::Content);
         }
         // The highest bit says "read" until all blocks are: an empty block looks unread otherwise.
@@ -470,7 +473,7 @@ impl Engine {
             };
             let origin = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
             if let Some(snap) = origin.and_then(|d| d.snap_mut(snap)) {
-                snap.clones += 1;
+                snap.clones += u32::from(!planted(Canary::CloneUncounted));
                 continue;
             }
             let clone = self.disks[slot].as_mut().expect("just seen");
@@ -534,7 +537,9 @@ impl Engine {
             let address = g.journal + position + i as u64;
             let opened = frame::open(block, self.store, self.shard, address);
             let fits = |f: &frame::Frame| {
-                f.lsn == recovery.lsn && f.incarnation == self.superblock.incarnation
+                f.lsn == recovery.lsn
+                    && (f.incarnation == self.superblock.incarnation
+                        || planted(Canary::ReplayTwice))
             };
             let Some(found) = opened.ok().filter(fits) else {
                 ended = true;
@@ -579,6 +584,9 @@ impl Engine {
         if !waiting {
             self.stats.dropped_records =
                 recovery.records.iter().filter(|r| r.dropped).count() as u64;
+            if planted(Canary::ReplayReversed) {
+                recovery.records.reverse();
+            }
             recovery.enter(Stage::Apply);
             return Ok(true);
         }
@@ -601,7 +609,7 @@ impl Engine {
             self.recover_read(recovery, lane, pba + l.done, count as usize);
             return;
         }
-        recovery.records[l.record].dropped = l.crc != crc;
+        recovery.records[l.record].dropped = l.crc != crc && !planted(Canary::DataUnchecked);
         recovery.lanes[lane].verifying = false;
     }
 
@@ -642,7 +650,9 @@ impl Engine {
             recovery.enter(Stage::Settle);
             recovery.records = Vec::new();
             recovery.lsns = Vec::new();
-            self.begin_checkpoint_flush();
+            if !planted(Canary::RecoveryUnsettled) {
+                self.begin_checkpoint_flush();
+            }
             return Ok(true);
         };
         let record = replay.record;

@@ -20,11 +20,14 @@ mod connection;
 pub mod envelope;
 pub mod error;
 pub mod framing;
+#[cfg(test)]
+mod fuzz;
 pub mod handler;
 mod listener;
 pub mod methods;
 pub mod schema;
 pub mod server;
+pub mod stream;
 
 pub use client::{Client, ClientError};
 pub use error::RpcError;

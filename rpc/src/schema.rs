@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::RpcError;
-use crate::methods::{bdev, framework, lvol, snapshot, store, vhost};
+use crate::methods::{bdev, check, events, framework, lvol, snapshot, store, stream, vhost};
 
 /// One parameter, for help and documentation.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +150,10 @@ calls! {
     store::LaminaCheckpoint,
     store::LaminaStats,
     store::LaminaTree,
+    events::LaminaGetEvents,
+    events::LaminaStoreSetWarnings,
+    check::LaminaCheck,
+    check::LaminaCheckStatus,
     lvol::BdevLvolGetLvstores,
     lvol::BdevLvolCreate,
     lvol::BdevLvolClone,
@@ -161,6 +165,9 @@ calls! {
     snapshot::LaminaDiskInfo,
     snapshot::LaminaSnapshotList,
     snapshot::LaminaSnapshotLabel,
+    stream::LaminaSnapshotDiff,
+    stream::LaminaSnapshotExport,
+    stream::LaminaSnapshotImport,
     bdev::BdevGetBdevs,
     bdev::BdevGetIostat,
     vhost::VhostCreateBlkController,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lamina_bdev::{Error, ErrorKind, limits};
 
 use crate::log::Level;
+use crate::reactor::space_watch::Thresholds;
 use crate::reactor::{REACTORS_MAX, Settings, affinity};
 
 /// Settings of the daemon.
@@ -63,6 +64,10 @@ pub struct Config {
     /// A store to open at start (may be repeated)
     #[arg(long = "store", value_name = "PATH")]
     pub stores: Vec<String>,
+
+    /// Percentages of a store's space whose use raises an event, or "none"
+    #[arg(long, value_name = "LIST", default_value = "80,90,95,100", value_parser = parse_percents)]
+    pub space_warnings: Thresholds,
 
     /// Loudest log lines written to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
@@ -152,6 +157,16 @@ fn parse_cores(text: &str) -> Result<CoreList, String> {
     Ok(CoreList(cores))
 }
 
+fn parse_percents(text: &str) -> Result<Thresholds, String> {
+    if text == "none" {
+        return Thresholds::new(&[]);
+    }
+    let number = |part: &str| part.trim().trim_end_matches('%').parse::<u32>();
+    let percents: Result<Vec<u32>, _> = text.split(',').map(number).collect();
+    let bad = |_| format!("{text:?} is not a list of percentages like 80,90,100, nor \"none\"");
+    Thresholds::new(&percents.map_err(bad)?)
+}
+
 /// Reads a number of bytes: `4096`, `512K`, `64M`, `10G`, `1T`, also `64MiB`.
 ///
 /// # Errors
@@ -213,6 +228,15 @@ mod tests {
     }
 
     #[test]
+    fn percentages_are_read_or_refused() {
+        assert_eq!(parse_percents("90, 80%,100").unwrap().percents(), [80, 90, 100]);
+        assert_eq!(parse_percents("none").unwrap().percents(), [0; 0]);
+        for bad in ["", "80;90", "101", "0", "-1"] {
+            assert!(parse_percents(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn the_last_value_counts_but_stores_add_up() {
         let args = ["laminad", "--slots", "5", "--store", "/a", "--slots", "6", "--store", "/b"];
         let config = Config::parse_from(args);
@@ -225,6 +249,7 @@ mod tests {
         assert_eq!(config.engine().unwrap().slots, 1024);
         assert_eq!(config.reactors().unwrap().len(), 1);
         assert_eq!((config.idle_us, config.busy_poll), (50, false));
+        assert_eq!(config.space_warnings, Thresholds::default());
         let small = Config { cache_size: 1, ..config.clone() };
         assert!(small.engine().is_err());
         assert!(Config { slots: 0, ..config }.engine().is_err());

@@ -12,9 +12,11 @@
 //! a reactor only polls, and sleeps when there is nothing to poll.
 
 pub mod base;
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod eventfd;
+pub mod events;
 pub mod log;
 pub mod mem;
 pub mod reactor;

@@ -72,6 +72,11 @@ impl Walker {
         }
     }
 
+    /// True while a node is being read.
+    pub fn is_loading(&self) -> bool {
+        self.state.iter().any(|state| matches!(state, Buffer::Loading { .. }))
+    }
+
     pub fn links(&self, buffer: usize) -> &[u64; LINKS] {
         &self.links[buffer]
     }
@@ -149,8 +154,12 @@ impl Engine {
             }
         };
         if let Buffer::Damaged { .. } = self.walkers[which].state[at] {
+            let so = match which {
+                REAPER => "space below it is not reclaimed",
+                _ => "what changed below it is unknown",
+            };
             let text = format!(
-                "map node at block {address} (level {level}, index {index}) is damaged; space below it is not reclaimed"
+                "map node at block {address} (level {level}, index {index}) is damaged; {so}"
             );
             self.event(true, text);
         }

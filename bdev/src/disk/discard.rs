@@ -1,6 +1,7 @@
 //! Discard, write-zeroes and the trim of a shrink: whole blocks become holes through the journal;
 //! parts of blocks are zeroed by a partial write, or left alone by a discard.
 
+use crate::canary::{Canary, planted};
 use crate::engine::Engine;
 use crate::format::journal::Record;
 use crate::format::node;
@@ -129,6 +130,11 @@ impl Engine {
         op.in_place = false;
         let (slot, first, count) = (op.leaf, op.first, op.count);
         self.cache.set_busy(slot, first, count);
+        if planted(Canary::DiscardUnlogged) {
+            self.journal.unreserve();
+            self.apply_discard(index);
+            return false;
+        }
         let op = &mut self.slots[index];
         let vba = op.leaf_index * LINKS as u64 + u64::from(first);
         op.stage = Stage::Journal;

@@ -4,6 +4,7 @@
 //! written; the latter reads the old block into a page, merges, and writes the page as a block.
 
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
 use crate::format::journal::Record;
 use crate::format::node;
@@ -121,7 +122,8 @@ impl Engine {
         let (first, count) = (op.first, op.count);
         let waited_for = !self.cache.meta[slot as usize].waiters.is_empty();
         // Behind those who wait already: a long request must get its turn among short ones.
-        if waited_for || self.cache.busy(slot, first, count) {
+        let busy = self.cache.busy(slot, first, count) && !planted(Canary::BusyForgotten);
+        if waited_for && !planted(Canary::BusyForgotten) || busy {
             op.stage = Stage::WaitBusy;
             self.cache.meta[slot as usize].waiters.push(&mut self.slots, index);
             return false;
@@ -227,7 +229,9 @@ impl Engine {
         let op = &self.slots[index];
         let meta = &self.cache.meta[op.leaf as usize];
         let disk = self.disks[op.disk as usize].as_ref().expect("attached");
-        if !self.traits.atomic_4k || meta.birth < disk.floor().max(disk.guarded) {
+        let tears = !self.traits.atomic_4k && !planted(Canary::TornOverwrite);
+        let shared = meta.birth < disk.floor().max(disk.guarded);
+        if tears || shared && !planted(Canary::SharedOverwritten) {
             return false;
         }
         let links = &self.cache.links[op.leaf as usize];
@@ -237,7 +241,9 @@ impl Engine {
             let tag = link >> TAG_SHIFT << TAG_SHIFT;
             link & node::ADDRESS != 0
                 && link & node::READ_ONLY == 0
-                && (!self.traits.volatile_cache || (tag != now && tag != before))
+                && (!self.traits.volatile_cache
+                    || (tag != now && tag != before)
+                    || planted(Canary::UnsealedOverwritten))
         });
         let first = op.leaf_index * LINKS as u64 + u64::from(op.first);
         own && !self.being_read(op.disk, first, u64::from(op.count))
@@ -365,6 +371,7 @@ impl Engine {
         let over = self.checkpoint.over;
         let waited = self.slots[index].parked_at;
         let patient = waited == 0 || over < waited + 3 || self.reaping() || own;
+        self.give_up_hold();
         if self.space_is_coming() && patient {
             if waited == 0 {
                 self.slots[index].parked_at = over;
@@ -382,7 +389,9 @@ impl Engine {
         let link = self.cache.links[op.leaf as usize][op.first as usize] & node::ADDRESS;
         self.slots[index].stage = Stage::RmwRead;
         if link == 0 {
-            self.pages.bytes_mut(page).fill(0);
+            if !planted(Canary::OldBytes) {
+                self.pages.bytes_mut(page).fill(0);
+            }
             return true;
         }
         let addr = self.pages.addr(page);
@@ -449,6 +458,7 @@ impl Engine {
         }
         let op = &self.slots[index];
         let (status, in_place) = (op.status, op.in_place);
+        let status = if planted(Canary::WriteErrorIgnored) { Status::Ok } else { status };
         if in_place {
             self.in_place_done(index);
             return self.part_done(index, status);
@@ -540,7 +550,7 @@ impl Engine {
         if op.done < op.len {
             return true;
         }
-        if op.fua {
+        if op.fua && !planted(Canary::FuaForgotten) {
             self.start_flush(index);
         } else {
             self.finish(index, Status::Ok);

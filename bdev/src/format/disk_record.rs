@@ -1,7 +1,7 @@
 //! The record of a disk: a pair of blocks in the record area.
 
 use super::{Block, Damage, Header, Kind, payload, payload_mut, seal};
-use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, LEVEL_MAX};
+use crate::limits::{BLOB_LEN_MAX, COUNTER_MAX, DISK_BYTES_MAX, LEVEL_MAX};
 use crate::types::{BLOCK_SIZE, Name, Uuid};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -158,7 +158,9 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         && raw.root_level <= LEVEL_MAX
         && size <= DISK_BYTES_MAX
         && size.is_multiple_of(BLOCK_SIZE as u64)
-        && (raw.epoch.get() >= 1 || state == State::Free);
+        && (raw.epoch.get() >= 1 || state == State::Free)
+        && raw.epoch.get() < COUNTER_MAX
+        && raw.mapped.get() <= DISK_BYTES_MAX / BLOCK_SIZE as u64;
     if !lawful {
         return Err(Damage::Content);
     }

@@ -19,12 +19,15 @@
 
 pub(crate) mod disk_record;
 pub(crate) mod extent;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod journal;
 pub(crate) mod label;
 pub(crate) mod node;
 pub(crate) mod snapshot_log;
 pub(crate) mod superblock;
 
+use crate::canary::{Canary, planted};
 use crate::types::{BLOCK_SIZE, Uuid};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -175,7 +178,8 @@ pub(crate) fn unseal(
     if raw.version.get() != FORMAT_VERSION {
         return Err(Damage::Version(raw.version.get()));
     }
-    if raw.crc.get() != checksum(block, at) {
+    let trusted = kind == Kind::Journal && planted(Canary::ReplayTorn);
+    if raw.crc.get() != checksum(block, at) && !trusted {
         return Err(Damage::Checksum);
     }
     if raw.kind != kind as u8 {
@@ -234,7 +238,8 @@ pub(crate) fn pick_side(
     headers: [Result<Header, Damage>; 2],
     committed: u64,
 ) -> Result<(Side, Header), Damage> {
-    let usable = |h: &Result<Header, Damage>| h.is_ok_and(|h| h.generation <= committed);
+    let lawful = |h: Header| h.generation <= committed || planted(Canary::PairUncommitted);
+    let usable = |h: &Result<Header, Damage>| h.is_ok_and(lawful);
     let stale = |h: &Result<Header, Damage>| h.is_ok_and(|h| h.generation > committed);
     let current = match (usable(&headers[0]), usable(&headers[1])) {
         (true, true) => {
@@ -245,7 +250,8 @@ pub(crate) fn pick_side(
         (false, true) => 1,
         (false, false) => return Err(headers[0].err().unwrap_or(Damage::Identity)),
     };
-    Ok((Side { current, stale_other: stale(&headers[1 - current]) }, headers[current]?))
+    let stale_other = stale(&headers[1 - current]) && !planted(Canary::PairStale);
+    Ok((Side { current, stale_other }, headers[current]?))
 }
 
 #[cfg(test)]

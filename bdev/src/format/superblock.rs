@@ -9,7 +9,7 @@ use super::extent::{self, CATALOGUE_ENTRIES};
 use super::label::StoreLabel;
 use super::{Block, Damage, Header, Kind, payload, payload_mut, seal, unseal};
 use crate::error::{Error, ErrorKind};
-use crate::limits::{DISKS_MAX, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, EXTENTS_MAX};
+use crate::limits::{COUNTER_MAX, DISKS_MAX, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, EXTENTS_MAX};
 use crate::types::{BLOCK_SIZE, Uuid};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -214,7 +214,11 @@ impl Superblock {
             extent_blocks: raw.extent_blocks.get(),
             extent_count: raw.extent_count.get(),
         };
-        let lawful = geometry.lawful() && raw.records_used.get() <= geometry.record_slots;
+        // Counters that could not be reached in any time, and would overflow.
+        let counters = [header.generation, raw.journal_tail.get(), raw.incarnation.get()];
+        let lawful = geometry.lawful()
+            && raw.records_used.get() <= geometry.record_slots
+            && counters.iter().all(|&counter| counter < COUNTER_MAX);
         if !lawful {
             return Err(Damage::Content);
         }

@@ -1,6 +1,7 @@
 //! The radix map: finding a leaf, loading what is missing, and changing links.
 
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::disk::Root;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::node;
@@ -244,7 +245,8 @@ impl Engine {
         let (epoch, newest, floor) = (found.epoch, found.newest, found.floor());
         let meta = &self.cache.meta[slot as usize];
         if meta.state == State::Dirty {
-            if meta.freeze == freeze && meta.epoch == epoch {
+            let frozen = meta.freeze != freeze && !planted(Canary::FrozenLeafChanged);
+            if !frozen && meta.epoch == epoch {
                 return;
             }
             let (running, entry) = (meta.freeze != freeze, meta.entry);
@@ -257,7 +259,8 @@ impl Engine {
         if meta.birth < floor {
             meta.birth = epoch;
             meta.shared_with = newest;
-            for link in self.cache.links[slot as usize].iter_mut().filter(|l| **l != 0) {
+            let links = self.cache.links[slot as usize].iter_mut();
+            for link in links.filter(|l| **l != 0 && !planted(Canary::MarkForgotten)) {
                 *link |= node::READ_ONLY;
             }
         }
@@ -290,14 +293,15 @@ impl Engine {
             }
             if old & node::READ_ONLY == 0 {
                 self.checkpoint.freed.push(address);
-            } else if shared_with != newest || ambiguous {
+            } else if (shared_with != newest || ambiguous) && !planted(Canary::UndecidedLost) {
                 self.checkpoint.add_undecided(disk, epoch, vba + i as u64, address);
             }
         }
         if let Some(pba) = pba {
             self.checkpoint.allocated.push(pba, len);
         }
-        found.mapped = found.mapped.checked_add_signed(mapped).expect("blocks mapped, counted");
+        // The count is for people; one that lies on disk is `check`'s to mend.
+        found.mapped = found.mapped.saturating_add_signed(mapped);
         found.dirty = true;
     }
 }

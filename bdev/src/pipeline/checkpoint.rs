@@ -16,6 +16,7 @@ use crate::background::reaper::Descent;
 use crate::background::settle::Settling;
 use crate::background::walker::REAPER;
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::control::Reply;
 use crate::engine::{Class, Engine, EngineState, tag};
 use crate::limits::{
@@ -37,6 +38,10 @@ impl RunList {
     /// With room for an ordinary interval between two checkpoints.
     fn roomy() -> RunList {
         RunList { runs: Vec::with_capacity(1 << 16), blocks: 0 }
+    }
+
+    pub fn empty() -> RunList {
+        RunList { runs: Vec::new(), blocks: 0 }
     }
 
     pub fn push(&mut self, pba: u64, len: u64) {
@@ -63,7 +68,7 @@ impl RunList {
         self.blocks
     }
 
-    fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.runs.clear();
         self.blocks = 0;
     }
@@ -166,8 +171,6 @@ pub(crate) struct Checkpoint {
     /// Checkpoints over since the engine was opened, what they freed given back; from 1.
     pub over: u64,
     pub phase: Phase,
-    /// A flush of the current phase is in flight.
-    flushing: bool,
     /// Since the last freeze.
     dirty: Vec<DirtyLeaf>,
     pub freed: RunListFreed,
@@ -237,7 +240,6 @@ impl Checkpoint {
             freezes: 1,
             over: 1,
             phase: Phase::Idle,
-            flushing: false,
             dirty: Vec::with_capacity(cache_slots),
             freed: RunListFreed(RunList::roomy()),
             allocated: RunList::roomy(),
@@ -336,7 +338,8 @@ impl Engine {
 
     /// Blocks that a checkpoint under way or to come gives back.
     pub(crate) fn pending_blocks(&self) -> u64 {
-        self.checkpoint.freed.0.blocks() + self.checkpoint.old_freed.blocks()
+        let c = &self.checkpoint;
+        c.freed.0.blocks() + c.old_freed.blocks() + self.hold.blocks()
     }
 
     /// True if waiting may bring space. Dirty leaves count: more is kept back for them than their
@@ -428,6 +431,9 @@ impl Engine {
         std::mem::swap(&mut c.old_allocated, &mut c.allocated);
         std::mem::swap(&mut c.old_undecided, &mut c.undecided);
         c.cut = self.journal.applied();
+        if planted(Canary::TrimBeforeCommit) {
+            self.journal.tail = c.cut;
+        }
         c.old_lane = self.lane;
         c.entries.sort_unstable_by_key(|e| (e.disk, e.epoch, e.index));
         for (at, entry) in c.entries.iter().enumerate() {
@@ -515,7 +521,12 @@ impl Engine {
             Phase::Catalogue => Phase::Records,
             Phase::Records => Phase::SystemDrain,
             Phase::SystemDrain => {
-                self.begin_checkpoint_flush();
+                if planted(Canary::FreedTooEarly) {
+                    while self.release_step() == Step::Go {}
+                }
+                if !planted(Canary::CommitBeforeData) {
+                    self.begin_checkpoint_flush();
+                }
                 Phase::FlushData
             }
             Phase::FlushData => {
@@ -523,7 +534,9 @@ impl Engine {
                 Phase::Commit
             }
             Phase::Commit => {
-                self.begin_checkpoint_flush();
+                if !planted(Canary::CommitUnflushed) {
+                    self.begin_checkpoint_flush();
+                }
                 Phase::FlushCommit
             }
             Phase::FlushCommit => {
@@ -542,32 +555,17 @@ impl Engine {
         };
     }
 
-    pub(crate) fn checkpoint_flushing(&self) -> bool {
-        self.checkpoint.flushing
-    }
-
-    pub(crate) fn begin_checkpoint_flush(&mut self) {
-        if self.traits.volatile_cache {
-            self.checkpoint.flushing = true;
-            self.issue(tag(Class::CheckpointFlush, 0, 0), BaseOp::Flush, 0, 0, 0);
-        }
-    }
-
     fn flushed_step(&self) -> Step {
-        if self.checkpoint.flushing { Step::Wait } else { Step::Done }
-    }
-
-    pub(crate) fn checkpoint_flush_done(&mut self, result: Result<(), BaseError>) {
-        assert!(std::mem::take(&mut self.checkpoint.flushing));
-        if result.is_err() {
-            self.fail("a flush of the base device for a consistency point failed".to_string());
-        }
+        if self.checkpoint_flushing() { Step::Wait } else { Step::Done }
     }
 
     /// Writes the copy of the superblock that is not the newest: that commits.
     fn begin_commit(&mut self) {
         self.superblock.generation += 1;
         self.superblock.journal_tail = self.checkpoint.cut;
+        if planted(Canary::TailTooFar) {
+            self.superblock.journal_tail = self.journal.applied();
+        }
         self.superblock.incarnation = self.journal.incarnation;
         self.superblock.records_used = self.disks.len() as u64;
         self.write_superblock(1 - self.checkpoint.newest_superblock);
@@ -608,7 +606,10 @@ impl Engine {
 
     /// Gives freed blocks out again, once no read can still be on them.
     fn release_step(&mut self) -> Step {
-        if self.readers[self.checkpoint.old_lane] > 0 {
+        if planted(Canary::FreedTooEarly) && self.checkpoint.phase == Phase::Release {
+            return Step::Done;
+        }
+        if self.readers[self.checkpoint.old_lane] > 0 && !planted(Canary::FreedUnderRead) {
             return Step::Wait;
         }
         for _ in 0..64 {
@@ -616,7 +617,9 @@ impl Engine {
                 return Step::Done;
             };
             self.checkpoint.cursor += 1;
-            self.space.release(pba, len);
+            if !self.hold_back(pba, len) {
+                self.space.release(pba, len);
+            }
         }
         Step::Go
     }

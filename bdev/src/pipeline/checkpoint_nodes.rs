@@ -10,6 +10,7 @@
 //! ```
 
 use super::checkpoint::{Dropped, Step, Undecided};
+use crate::canary::{Canary, planted};
 use crate::disk::level_for;
 use crate::engine::{Engine, EngineState};
 use crate::format::node::{self, NodeInfo};
@@ -305,7 +306,9 @@ impl Engine {
             }
         };
         self.checkpoint.run = (next + 1, left - 1);
-        self.checkpoint.old_allocated.push(next, 1);
+        if !planted(Canary::NodeUnmarked) {
+            self.checkpoint.old_allocated.push(next, 1);
+        }
         let chunk = &mut self.checkpoint.chunks[at];
         chunk.count += 1;
         Some((at, PageId(chunk.count as u32 - 1), next))

@@ -3,6 +3,7 @@
 
 use super::checkpoint::Step;
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::disk::{Disk, LogBlock};
 use crate::engine::{Class, Engine, tag};
 use crate::format::disk_record::{self, DiskRecord};
@@ -128,6 +129,12 @@ impl Engine {
             for block in pba..pba + len {
                 self.space.mark(block, used).expect("its extent is loaded");
             }
+            if let Some((extent, block)) = self.space.lie.take() {
+                let text = format!(
+                    "the bitmap of extent {extent} had block {block} as free, which was in use: nothing is given out of that extent until `lamina check --repair`"
+                );
+                self.event(true, text);
+            }
             self.checkpoint.cursor += 1;
             left = left.saturating_sub(len);
         }
@@ -233,7 +240,7 @@ impl Engine {
             log_head: disk.log.last().map_or(0, |b| b.address),
             log_blocks: disk.log.len() as u64,
             reaping: disk.reaping,
-            reap_cursor: disk.reap_cursor,
+            reap_cursor: if planted(Canary::CursorLost) { 0 } else { disk.reap_cursor },
             blob: disk.blob.clone(),
         };
         let (mut side, mut fresh) = (disk.side, disk.fresh);

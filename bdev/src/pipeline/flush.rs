@@ -1,6 +1,12 @@
-//! Flush: one base flush at a time answers everybody who asked before it began.
+//! Flush: one base flush at a time answers everybody who asked before it began, consistency points
+//! included.
+//!
+//! There is never a second one in flight: if a flush fails, a device may have dropped what it held,
+//! and answer the next flush well because nothing is left to write. Completions may overtake each
+//! other, so the success of one of two would mean nothing.
 
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
 use crate::slots::{List, Stage};
 use crate::status::{BaseError, Status};
@@ -8,6 +14,8 @@ use crate::status::{BaseError, Status};
 /// Who waits for which base flush.
 pub(crate) struct Flush {
     in_flight: bool,
+    /// The checkpoint waits for the one in flight, or for the next.
+    checkpoint: Asked,
     /// Covered by the one in flight.
     current: List,
     /// Asked after it began.
@@ -16,9 +24,22 @@ pub(crate) struct Flush {
     covers: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    No,
+    Current,
+    Next,
+}
+
 impl Default for Flush {
     fn default() -> Flush {
-        Flush { in_flight: false, current: List::EMPTY, next: List::EMPTY, covers: 0 }
+        Flush {
+            in_flight: false,
+            checkpoint: Asked::No,
+            current: List::EMPTY,
+            next: List::EMPTY,
+            covers: 0,
+        }
     }
 }
 
@@ -29,40 +50,69 @@ impl Engine {
             self.finish(index, Status::IoError);
             return;
         }
-        if !self.traits.volatile_cache {
+        if !self.traits.volatile_cache || planted(Canary::FlushAtOnce) {
             self.finish(index, Status::Ok);
             return;
         }
         self.slots[index].stage = Stage::Flush;
+        if planted(Canary::FlushOnOld) && self.flush.in_flight {
+            self.flush.current.push(&mut self.slots, index);
+            return;
+        }
         self.flush.next.push(&mut self.slots, index);
         self.begin_flush();
     }
 
+    /// The same for the running checkpoint, or for recovery.
+    pub(crate) fn begin_checkpoint_flush(&mut self) {
+        if self.traits.volatile_cache {
+            assert_eq!(self.flush.checkpoint, Asked::No);
+            self.flush.checkpoint = Asked::Next;
+            self.begin_flush();
+        }
+    }
+
+    /// True while what [`Engine::begin_checkpoint_flush`] asked for is not done.
+    pub(crate) fn checkpoint_flushing(&self) -> bool {
+        self.flush.checkpoint != Asked::No
+    }
+
     fn begin_flush(&mut self) {
-        if self.flush.in_flight || self.flush.next.is_empty() {
+        let wanted = !self.flush.next.is_empty() || self.flush.checkpoint == Asked::Next;
+        if self.flush.in_flight || !wanted || self.failed.is_some() {
             return;
         }
         self.flush.in_flight = true;
+        if self.flush.checkpoint == Asked::Next {
+            self.flush.checkpoint = Asked::Current;
+        }
         self.flush.current = std::mem::replace(&mut self.flush.next, List::EMPTY);
         self.flush.covers = self.applied_lsn().0;
+        if planted(Canary::FlushCoversMore) {
+            self.flush.covers += self.journal.used();
+        }
         self.issue(tag(Class::Flush, 0, 0), BaseOp::Flush, 0, 0, 0);
     }
 
-    pub(crate) fn guest_flush_done(&mut self, result: Result<(), BaseError>) {
+    pub(crate) fn flush_done(&mut self, result: Result<(), BaseError>) {
         assert!(self.flush.in_flight, "a flush completed that was never started");
         self.flush.in_flight = false;
         let status = match result {
-            // Another flush failed meanwhile; what it dropped, this one no longer found to write.
+            // The shard failed meanwhile: nothing is promised any more.
             Ok(()) if self.failed.is_some() => Status::IoError,
             Ok(()) => {
                 self.journal.flushed = self.journal.flushed.max(self.flush.covers);
                 Status::Ok
             }
+            Err(_) if planted(Canary::FlushFailureForgotten) => Status::IoError,
             Err(_) => {
                 self.fail("a flush of the base device failed".to_string());
                 Status::IoError
             }
         };
+        if self.flush.checkpoint == Asked::Current {
+            self.flush.checkpoint = Asked::No;
+        }
         let mut current = std::mem::replace(&mut self.flush.current, List::EMPTY);
         while let Some(op) = current.pop(&mut self.slots) {
             self.finish(op, status);

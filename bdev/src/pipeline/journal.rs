@@ -2,6 +2,7 @@
 //! effect, and answer their requests, strictly in order.
 
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
 use crate::format::journal::{Frame, Record, UNITS_MAX, finish};
 use crate::limits::{JOURNAL_WINDOW, RUNS_MAX, WRITE_RETRIES};
@@ -168,12 +169,16 @@ impl Engine {
                 incarnation: j.incarnation,
                 count: batch.units,
                 flushed: j.flushed,
-                ordered: !self.traits.volatile_cache,
+                ordered: !self.traits.volatile_cache || planted(Canary::RecordBeforeData),
             };
             let page = self.pages.bytes_mut(batch.page);
             finish(page, &frame, self.store, self.shard, address);
             self.stats.journal_blocks += 1;
             self.journal_issue(at);
+            if planted(Canary::AckBeforeRecord) {
+                let mut ops = std::mem::replace(&mut self.journal.batches[at].ops, List::EMPTY);
+                self.journal_effect_of(&mut ops);
+            }
         }
     }
 
@@ -208,21 +213,29 @@ impl Engine {
 
     /// Batches that are written, and all before them, change the map and answer their requests.
     fn journal_take_effect(&mut self) {
+        if planted(Canary::EffectOutOfOrder) {
+            let written = self.journal.batches.iter().position(|b| b.state == State::Written);
+            self.journal.batches.swap(0, written.expect("one was just written"));
+        }
         while self.journal.batches.front().is_some_and(|b| b.state == State::Written) {
             let mut batch = self.journal.batches.pop_front().expect("looked at");
             self.pages.give(batch.page);
-            while let Some(op) = batch.ops.pop(&mut self.slots) {
-                match self.slots[op].kind {
-                    Kind::Write => self.apply_write(op),
-                    Kind::Discard | Kind::Trim => self.apply_discard(op),
-                    Kind::WriteZeroes if self.slots[op].partial => self.apply_write(op),
-                    Kind::WriteZeroes => self.apply_discard(op),
-                    Kind::Snapshot => self.apply_snapshot(op),
-                    Kind::Read | Kind::Flush => unreachable!("reads and flushes are not logged"),
-                }
-            }
+            self.journal_effect_of(&mut batch.ops);
         }
         self.journal_write_queued();
+    }
+
+    fn journal_effect_of(&mut self, ops: &mut List) {
+        while let Some(op) = ops.pop(&mut self.slots) {
+            match self.slots[op].kind {
+                Kind::Write => self.apply_write(op),
+                Kind::Discard | Kind::Trim => self.apply_discard(op),
+                Kind::WriteZeroes if self.slots[op].partial => self.apply_write(op),
+                Kind::WriteZeroes => self.apply_discard(op),
+                Kind::Snapshot => self.apply_snapshot(op),
+                Kind::Read | Kind::Flush => unreachable!("reads and flushes are not logged"),
+            }
+        }
     }
 
     /// A batch is lost: it and all that follow fail, since replay would stop there.

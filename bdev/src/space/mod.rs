@@ -71,6 +71,8 @@ pub(crate) struct Space {
     pub free: u64,
     /// Extent whose bitmap should be read next.
     pub wanted: Option<usize>,
+    /// Extent whose bitmap has been found to be wrong, and a block that showed it.
+    pub lie: Option<(usize, u64)>,
     /// Which copy of each catalogue pair counts, and whether it must be written.
     catalogue: Vec<(usize, bool)>,
     /// Extents that the running checkpoint must write.
@@ -92,6 +94,7 @@ impl Space {
             cursor: [0; 2],
             free: 0,
             wanted: None,
+            lie: None,
             catalogue: vec![(0, false); geometry.catalogue_pairs as usize],
             dirty: Vec::new(),
         }
@@ -110,7 +113,9 @@ impl Space {
         let max = (self.geometry.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
         extent::read_entries(block, &mut self.entries[first..end], max)?;
         for i in first..end {
-            self.avail[i] = self.entries[i].free;
+            let lawful = self.entries[i].bitmap != 0 || self.entries[i].free == max;
+            self.avail[i] = if lawful { self.entries[i].free } else { 0 };
+            self.sealed[i] = !lawful;
             self.free += u64::from(self.avail[i]);
         }
         self.catalogue[pair] = (side, rewrite);
@@ -346,7 +351,10 @@ impl Space {
                 assert!(self.sealed[extent], "a block of an unloaded extent is released");
                 continue;
             };
-            assert!(map.busy[at / 64] >> (at % 64) & 1 == 1, "block {block} is freed twice");
+            if map.busy[at / 64] >> (at % 64) & 1 == 0 {
+                assert!(self.sealed[extent], "block {block} is freed twice");
+                continue;
+            }
             map.busy[at / 64] &= !(1 << (at % 64));
             if !self.sealed[extent] {
                 self.avail[extent] += 1;
@@ -384,7 +392,13 @@ impl Space {
             assert!(map.disk[at / 64] & bit == 0, "block {block} is allocated twice");
             map.disk[at / 64] |= bit;
         } else {
-            assert!(map.disk[at / 64] & bit != 0, "block {block} is freed twice");
+            if map.disk[at / 64] & bit == 0 {
+                // The bitmap lay on disk as if the block were free: others may be given out
+                // that are not. Nothing more of it is trusted.
+                self.lie = Some((extent, block));
+                self.seal(extent);
+                return Some(());
+            }
             map.disk[at / 64] &= !bit;
         }
         if !map.dirty {

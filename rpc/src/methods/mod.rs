@@ -6,15 +6,21 @@
 //! of the store has.
 
 pub mod bdev;
+pub mod check;
+pub mod events;
 pub mod framework;
 pub mod lvol;
 pub mod snapshot;
 pub mod store;
+pub mod stream;
 pub mod vhost;
 
 pub use bdev::*;
+pub use check::*;
+pub use events::*;
 pub use framework::*;
 pub use lvol::*;
 pub use snapshot::*;
 pub use store::*;
+pub use stream::*;
 pub use vhost::*;

@@ -129,6 +129,12 @@ pub struct StoreInfo {
     pub snapshots: u64,
     /// "opening", "online", "failed".
     pub state: String,
+    /// Percent of the space that can be used that is used, in the fullest shard; 100: full.
+    #[serde(default)]
+    pub used_percent: u32,
+    /// The threshold whose warning holds now, in percent; null: there is room.
+    #[serde(default)]
+    pub warning: Option<u32>,
 }
 
 /// Answer of [`LaminaStats`].

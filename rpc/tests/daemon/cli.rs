@@ -286,3 +286,31 @@ fn help_lists_every_method_with_its_parameters() {
         assert!(good(&daemon, &format!("completions {shell}")).contains("lamina"), "{shell}");
     }
 }
+
+#[test]
+fn a_store_that_fills_up_is_seen_in_the_list_and_in_the_events() {
+    let daemon = prepared();
+    assert_eq!(good(&daemon, "events"), "No events.\n");
+    assert_eq!(good(&daemon, "store warn-at pool 90 80"), "store pool warns at 90%, 80%\n");
+    let asked = LaminaStoreSetWarnings { name: "pool".into(), percents: Some(vec![90, 80]) };
+    assert_eq!(last_call(&daemon), Call::LaminaStoreSetWarnings(asked));
+    let list = good(&daemon, "store list");
+    assert!(list.contains("84%") && list.contains("online, over 80%"), "{list}");
+    assert!(good(&daemon, "store show pool").contains("online, over 80%"));
+    let line = "    1  2023-11-14 22:13:20Z  warning  pool: 84 % of the usable space is used \
+                (warning at 80 %)\n";
+    assert_eq!(good(&daemon, "events"), line);
+    assert_eq!(good(&daemon, "events --since 1"), "No events.\n");
+    assert_eq!(good(&daemon, "events --follow --count 1"), line);
+    assert_eq!(good_json(&daemon, "events")[0]["severity"], "warning");
+    assert_eq!(good_json(&daemon, "events --follow --count 1")["seq"], 1);
+    assert_eq!(good(&daemon, "store warn-at pool --never"), "store pool raises no warnings\n");
+    let never = LaminaStoreSetWarnings { name: "pool".into(), percents: Some(vec![]) };
+    assert_eq!(last_call(&daemon), Call::LaminaStoreSetWarnings(never));
+    good(&daemon, "store warn-at pool --default");
+    let default = LaminaStoreSetWarnings { name: "pool".into(), percents: None };
+    assert_eq!(last_call(&daemon), Call::LaminaStoreSetWarnings(default));
+    assert_eq!(good(&daemon, "events --follow --count 1 --since 1").lines().count(), 1);
+    assert_eq!(bad(&daemon, "store warn-at pool 101").0, 2);
+    assert_eq!(bad(&daemon, "store warn-at none 90").0, 1);
+}

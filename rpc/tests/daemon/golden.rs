@@ -1,7 +1,8 @@
 //! What SPDK's own clients send, byte for byte, is understood.
 //!
 //! `golden/*.json` holds what `rpc.py` of SPDK 26.09 wrote to its socket, recorded: indented JSON
-//! without a newline at its end. What other clients send is taken from their source.
+//! without a newline at its end; `lamina_*` have the same form. What other clients send is taken from
+//! their source.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -195,6 +196,17 @@ fn framework() -> Vec<Transcript> {
         (
             transcript!("rpc_get_methods_current"),
             Call::RpcGetMethods(RpcGetMethods { current: Some(true), include_aliases: Some(true) }),
+        ),
+        (
+            transcript!("lamina_get_events"),
+            Call::LaminaGetEvents(LaminaGetEvents { since: Some(17), max: Some(50) }),
+        ),
+        (
+            transcript!("lamina_store_set_warnings"),
+            Call::LaminaStoreSetWarnings(LaminaStoreSetWarnings {
+                name: "pool".into(),
+                percents: Some(vec![75, 100]),
+            }),
         ),
         (
             transcript!("spdk_kill_instance"),

@@ -26,6 +26,7 @@ struct State {
     stores: Vec<StoreInfo>,
     disks: Vec<Disk>,
     exports: Vec<VhostController>,
+    events: Vec<Event>,
     uuids: u64,
 }
 
@@ -88,6 +89,14 @@ impl State {
                 None => self.stores.clone(),
             }),
             Call::LaminaCheckpoint(_) => unreachable!("answered without the lock"),
+            Call::LaminaGetEvents(params) => {
+                let (since, max) = (params.since.unwrap_or(0), params.max.unwrap_or(100));
+                let later = self.events.iter().filter(|event| event.seq > since);
+                let events = later.take(max as usize).cloned().collect();
+                let last = self.events.len() as u64;
+                LaminaGetEvents::reply(Events { events, first: 1, last })
+            }
+            Call::LaminaStoreSetWarnings(params) => self.set_warnings(params),
             Call::LaminaStats(_) => self.stats(),
             Call::LaminaTree(_) => self.tree(),
             Call::BdevGetBdevs(params) => self.bdevs(params.name.as_deref()),
@@ -176,6 +185,28 @@ impl State {
             ..StoreInfo::default()
         });
         LaminaStoreCreate::reply(uuid)
+    }
+
+    /// Every store here is 84 % full.
+    fn set_warnings(&mut self, params: LaminaStoreSetWarnings) -> Result<Value, RpcError> {
+        let index = self.store(Some(&params.name))?;
+        let percents = params.percents.unwrap_or_else(|| vec![80, 90]);
+        if percents.iter().any(|percent| !(1..=100).contains(percent)) {
+            return Err(RpcError::invalid_argument("a threshold is 1 to 100 percent"));
+        }
+        let store = &mut self.stores[index];
+        store.used_percent = 84;
+        store.warning = percents.iter().copied().filter(|percent| *percent <= 84).max();
+        if let Some(at) = store.warning {
+            self.events.push(Event {
+                seq: self.events.len() as u64 + 1,
+                time_ms: NOW * 1000,
+                severity: "warning".into(),
+                store: params.name,
+                text: format!("84 % of the usable space is used (warning at {at} %)"),
+            });
+        }
+        LaminaStoreSetWarnings::reply(percents)
     }
 
     fn store(&self, name: Option<&str>) -> Result<usize, RpcError> {

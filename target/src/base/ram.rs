@@ -51,7 +51,8 @@ impl RamDevice {
         self.memory.pages()
     }
 
-    /// Reads on a control thread, before any shard is served from this memory.
+    /// Reads on a control thread. While a shard is served from this memory, what is being written
+    /// may be read half old and half new: only for blocks with checksums.
     ///
     /// Panics if the range is outside.
     pub fn read_at(&self, out: &mut [u8], offset: u64) {

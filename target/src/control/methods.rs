@@ -6,7 +6,9 @@ use lamina_rpc::{Call, Handler, Method, RpcError};
 use serde_json::Value;
 
 use super::exports::NewExport;
+use super::views::events_since;
 use super::{Control, CreateStore};
+use crate::events::KEPT_MAX;
 
 type Answer = Result<Value, RpcError>;
 
@@ -28,9 +30,27 @@ impl Handler for Control {
                 let infos = self.store_infos(params.name.as_deref()).map_err(failure)?;
                 rpc::LaminaStoreInfo::reply(infos)
             }
+            Call::LaminaStoreSetWarnings(params) => {
+                let set = self.set_warnings(&params.name, params.percents.as_deref());
+                rpc::LaminaStoreSetWarnings::reply(set.map_err(failure)?)
+            }
+            Call::LaminaGetEvents(params) => {
+                let max = params.max.unwrap_or(rpc::EVENTS_DEFAULT).min(KEPT_MAX as u32);
+                let since = params.since.unwrap_or(0);
+                rpc::LaminaGetEvents::reply(events_since(since, max as usize))
+            }
             Call::LaminaCheckpoint(params) => {
                 self.checkpoint(params.store.as_deref()).map_err(failure)?;
                 rpc::LaminaCheckpoint::reply(true)
+            }
+            Call::LaminaCheck(params) => {
+                self.start_check(params.name.as_deref()).map_err(failure)?;
+                rpc::LaminaCheck::reply(true)
+            }
+            Call::LaminaCheckStatus(params) => {
+                let cancel = params.cancel.unwrap_or(false);
+                let status = self.check_status(params.name.as_deref(), cancel);
+                rpc::LaminaCheckStatus::reply(status.map_err(failure)?)
             }
             Call::LaminaStats(_) => rpc::LaminaStats::reply(self.stats().map_err(failure)?),
             Call::LaminaTree(params) => {

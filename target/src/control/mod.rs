@@ -15,6 +15,7 @@
 //! lock but the short one around the list of stores.
 
 mod blob;
+mod check;
 mod device;
 mod disks;
 mod exports;
@@ -37,9 +38,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lamina_bdev::{Error, ErrorKind};
 
 use crate::config::Config;
+use crate::events::{self, Severity};
 use crate::log;
 use crate::reactor::handle::{Message, ReactorHandle};
 use crate::reactor::shard::ShardKey;
+use crate::reactor::space_watch::Thresholds;
 use exports::Export;
 use state::{KnownStore, StateDir};
 use stores::{FailedStore, Store};
@@ -49,6 +52,8 @@ pub use stores::CreateStore;
 /// The daemon, without its RPC server.
 pub struct Control {
     engine: lamina_bdev::Config,
+    /// Of stores that have none of their own.
+    thresholds: Thresholds,
     export_dir: PathBuf,
     state: StateDir,
     reactors: Vec<Arc<ReactorHandle>>,
@@ -88,6 +93,7 @@ impl Control {
         }
         Ok(Arc::new(Control {
             engine,
+            thresholds: config.space_warnings,
             export_dir,
             state,
             reactors,
@@ -112,13 +118,17 @@ impl Control {
         for path in given {
             let path = absolute(path);
             if !known.iter().any(|store| store.path == path) {
-                known.push(KnownStore { path, name: String::new(), uuid: String::new() });
+                known.push(KnownStore { path, ..KnownStore::default() });
             }
         }
         for store in known {
-            if let Err(error) = self.open_store(&store.path) {
-                log::error(format!("the store on {} is not open: {error}", store.path));
-                self.stores_mut().failed.push(FailedStore { known: store });
+            match self.open_store(&store.path) {
+                Ok(opened) => opened.take_warnings(&store, self.thresholds),
+                Err(error) => {
+                    let text = format!("the store on {} is not open: {error}", store.path);
+                    events::push(Severity::Error, &store.name, text);
+                    self.stores_mut().failed.push(FailedStore { known: store });
+                }
             }
         }
         self.remember()

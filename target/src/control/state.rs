@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
 
 /// A store that was open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownStore {
     /// Absolute path of its file or device.
     pub path: String,
@@ -30,6 +30,9 @@ pub struct KnownStore {
     /// Its UUID when it was last open.
     #[serde(default)]
     pub uuid: String,
+    /// Percentages at which its filling up is an event, if they are its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Vec<u32>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,7 +145,7 @@ mod tests {
     use crate::testing::TempDir;
 
     fn store(path: &str) -> KnownStore {
-        KnownStore { path: path.into(), name: "n".into(), uuid: "u".into() }
+        KnownStore { path: path.into(), name: "n".into(), uuid: "u".into(), warnings: None }
     }
 
     #[test]

@@ -6,12 +6,13 @@
 //!  close:  consistency point ─► off the reactors ─► lock gone
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lamina_bdev::{
     Command, Engine, Error, ErrorKind, FormatParams, LABEL_BYTES, Name, StoreLabel, Uuid,
 };
 
+use super::check::CheckJob;
 use super::device::Device;
 use super::state::KnownStore;
 use super::{Control, absolute, name, now_seconds, random};
@@ -19,6 +20,7 @@ use crate::base::Region;
 use crate::log;
 use crate::reactor::handle::ShardHandle;
 use crate::reactor::shard::Shard;
+use crate::reactor::space_watch::{SpaceWatch, Thresholds};
 
 /// An open store.
 pub struct Store {
@@ -30,7 +32,13 @@ pub struct Store {
     pub path: String,
     /// Its shards, each on its reactor.
     pub shards: Vec<ShardHandle>,
+    /// How full each shard is.
+    pub watches: Vec<Arc<SpaceWatch>>,
+    /// Its own thresholds, if it has any.
+    warnings: Mutex<Option<Thresholds>>,
     lasting: bool,
+    pub(super) device: Device,
+    pub(super) check: Mutex<CheckJob>,
 }
 
 impl Store {
@@ -40,7 +48,31 @@ impl Store {
             path: self.path.clone(),
             name: self.name.to_string(),
             uuid: self.uuid.to_string(),
+            warnings: self.own_warnings().map(|own| own.percents()),
         })
+    }
+
+    fn own_warnings(&self) -> Option<Thresholds> {
+        *super::unpoisoned(self.warnings.lock())
+    }
+
+    /// Its own thresholds, or `default`.
+    fn set_warnings(&self, own: Option<Thresholds>, default: Thresholds) {
+        *super::unpoisoned(self.warnings.lock()) = own;
+        for (watch, shard) in self.watches.iter().zip(&self.shards) {
+            watch.set(own.unwrap_or(default));
+            // A turn of its reactor, which looks; one that is gone needs no look.
+            let _ = shard.query(|_| ());
+        }
+    }
+
+    /// What was set before it was opened again.
+    pub(super) fn take_warnings(&self, known: &KnownStore, default: Thresholds) {
+        // A state file may say anything.
+        let own = known.warnings.as_deref().and_then(|own| Thresholds::new(own).ok());
+        if own.is_some() {
+            self.set_warnings(own, default);
+        }
     }
 
     /// True if `text` is its name or UUID.
@@ -128,7 +160,13 @@ impl Control {
             return Err(Error::new(ErrorKind::Exists, why));
         }
         let store = self.open_store(&path)?;
-        self.stores_mut().failed.retain(|failed| failed.known.path != path);
+        self.stores_mut().failed.retain(|failed| {
+            let other = failed.known.path != path;
+            if !other {
+                store.take_warnings(&failed.known, self.thresholds);
+            }
+            other
+        });
         self.remember()?;
         Ok(store)
     }
@@ -155,10 +193,18 @@ impl Control {
             uuid: label.uuid,
             path: lasting.clone().unwrap_or_else(|| path.to_string()),
             shards: Vec::new(),
+            watches: Vec::new(),
+            warnings: Mutex::new(None),
             lasting: lasting.is_some(),
+            device: device.clone(),
+            check: Mutex::default(),
         };
         for index in 0..label.shards {
-            match self.open_shard(&device, &label, index) {
+            let many = (label.shards > 1).then_some(index);
+            let watch = SpaceWatch::new(label.name.to_string(), many, self.thresholds);
+            let watch = Arc::new(watch);
+            store.watches.push(watch.clone());
+            match self.open_shard(&device, &label, index, watch) {
                 Ok(shard) => store.shards.push(shard),
                 Err(error) => {
                     self.drop_shards(&store);
@@ -178,6 +224,7 @@ impl Control {
         device: &Device,
         label: &StoreLabel,
         index: u32,
+        watch: Arc<SpaceWatch>,
     ) -> Result<ShardHandle, Error> {
         let offset = u64::from(index)
             .checked_mul(label.region_bytes)
@@ -201,7 +248,8 @@ impl Control {
         } else {
             format!("store {}, shard {index}", label.name)
         };
-        let opened = handle.open(|key, opened| Shard::new(key, what, engine, base, opened));
+        let opened =
+            handle.open(|key, opened| Shard::new(key, what, engine, base, opened).watched(watch));
         if opened.is_err() {
             // It is of no use, but it is there and holds the lock.
             let _ = handle.close();
@@ -262,6 +310,21 @@ impl Control {
         self.remember()
     }
 
+    /// Sets the percentages of used space at which events are raised; `None`: the daemon's own
+    /// again. Returns what holds now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`: not percentages, or too many; `Io`: it cannot be remembered.
+    pub fn set_warnings(&self, text: &str, percents: Option<&[u32]>) -> Result<Vec<u32>, Error> {
+        let _change = self.change()?;
+        let store = self.one_store(Some(text))?;
+        let own = percents.map(Thresholds::new).transpose();
+        let own = own.map_err(|why| Error::new(ErrorKind::Invalid, why))?;
+        store.set_warnings(own, self.thresholds);
+        self.remember()?;
+        Ok(own.unwrap_or(self.thresholds).percents())
+    }
+
     /// A consistency point in one store, or in all.
     ///
     /// # Errors
@@ -289,6 +352,7 @@ impl Control {
     }
 
     fn drop_shards(&self, store: &Store) {
+        store.stop_check();
         for shard in &store.shards {
             if let Err(error) = shard.close() {
                 log::error(format!("store {} does not let go: {error}", store.name));

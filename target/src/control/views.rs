@@ -10,7 +10,9 @@ use super::exports::Export;
 use super::names::{Entity, snapshot_name};
 use super::stores::{FailedStore, Store};
 use super::{Control, unpoisoned};
+use crate::events;
 use crate::reactor::clock;
+use crate::reactor::space_watch::used_percent;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 const TICKS_PER_SECOND: u64 = 1_000_000_000;
@@ -339,6 +341,23 @@ impl Control {
     }
 }
 
+/// `lamina_get_events`.
+pub(super) fn events_since(since: u64, max: usize) -> rpc::Events {
+    let page = events::since(since, max);
+    let info = |event: events::Event| rpc::Event {
+        seq: event.seq,
+        time_ms: event.time_ms,
+        severity: event.severity.as_str().into(),
+        store: event.store,
+        text: event.text,
+    };
+    rpc::Events {
+        events: page.events.into_iter().map(info).collect(),
+        first: page.first,
+        last: page.last,
+    }
+}
+
 /// Runs on a reactor.
 fn traffic(engine: &Engine) -> Vec<(Uuid, rpc::BdevIostat)> {
     let counted = |disk: DiskInfo| {
@@ -394,13 +413,17 @@ fn store_info(store: &Store) -> Result<rpc::StoreInfo, Error> {
         state: "online".into(),
         ..rpc::StoreInfo::default()
     };
-    for shard in &store.shards {
-        let (shard, presented, snapshots, failed) = shard.query(|engine| {
+    for (shard, watch) in store.shards.iter().zip(&store.watches) {
+        let (shard, presented, snapshots, failed, usage) = shard.query(|engine| {
             let disks = engine.disks();
             let presented: u64 = disks.iter().map(|disk| disk.size).sum();
             let snapshots: u64 = disks.iter().map(|disk| disk.snapshots).sum();
-            (engine.store_info(), presented, snapshots, engine.failure().is_some())
+            let failed = engine.failure().is_some();
+            (engine.store_info(), presented, snapshots, failed, engine.space_usage())
         })?;
+        // A disk lives in one shard, so the fullest is the one to worry about.
+        info.used_percent = info.used_percent.max(u32::from(used_percent(usage)));
+        info.warning = info.warning.max(watch.raised());
         if failed {
             info.state = "failed".into();
         }

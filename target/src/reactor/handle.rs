@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lamina_bdev::{Command, Engine, Error, ErrorKind, Reply};
 
+use super::client_io::IoJob;
 use super::counters::{Counters, Snapshot};
 use super::mailbox::Mailbox;
 use super::shard::{RetiredShard, Shard, ShardKey};
@@ -30,6 +31,8 @@ pub enum Message {
     RemoveShard(ShardKey, SyncSender<RetiredShard>),
     /// Run a command on its engine.
     Command(ShardKey, Command, SyncSender<Result<Reply, Error>>),
+    /// Run a request of a control thread.
+    Io(ShardKey, Box<IoJob>),
     /// Look at its engine.
     Look(ShardKey, Look),
     /// Poll this export from now on.
@@ -150,6 +153,14 @@ impl ShardHandle {
         let (reply, answer) = sync_channel(1);
         self.reactor.post(Message::Command(self.key, command, reply))?;
         self.reactor.wait(&answer, COMMAND_TIMEOUT)?
+    }
+
+    /// Starts a request; its answer comes through the channel that it carries.
+    ///
+    /// # Errors
+    /// `Io` if the reactor takes no messages.
+    pub fn start_io(&self, job: Box<IoJob>) -> Result<(), Error> {
+        self.reactor.post(Message::Io(self.key, job))
     }
 
     /// Runs `look` on the reactor, between two turns: it must be short.

@@ -14,6 +14,7 @@
 //! eventfd signalled in between ends the wait at once.
 
 pub mod affinity;
+pub mod client_io;
 pub mod clock;
 pub mod counters;
 pub mod epoll;
@@ -21,6 +22,7 @@ pub mod handle;
 pub mod idle;
 pub mod mailbox;
 pub mod shard;
+pub mod space_watch;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -184,6 +186,11 @@ impl Reactor {
             Message::Command(key, command, reply) => {
                 if let Some(shard) = self.shard(key) {
                     shard.command(command, reply);
+                }
+            }
+            Message::Io(key, job) => {
+                if let Some(shard) = self.shard(key) {
+                    shard.client_io(job);
                 }
             }
             Message::Look(key, look) => {

@@ -11,13 +11,17 @@
 //! ```
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{BaseOp, Command, Engine, EngineState, Error, ErrorKind, Reply, Seg};
 
 use crate::base::{Base, Operation, Submitted};
-use crate::log::{self, Level};
+use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
+use super::space_watch::SpaceWatch;
+use crate::events::{self, Severity};
+use crate::log;
 use crate::vhost::{BlkExport, ExportMsg};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
@@ -57,6 +61,7 @@ pub struct Shard {
     engine: Box<Engine>,
     base: Base,
     exports: Vec<Option<ExportSlot>>,
+    clients: ClientIo,
     /// Told once, when the engine is ready or has failed.
     opening: Option<SyncSender<Result<(), Error>>>,
     /// Set while the shard is being removed.
@@ -64,6 +69,7 @@ pub struct Shard {
     commands: Vec<(u64, SyncSender<Result<Reply, Error>>)>,
     next_cookie: u64,
     segs: Vec<Seg>,
+    watch: Option<Arc<SpaceWatch>>,
 }
 
 impl Shard {
@@ -81,12 +87,21 @@ impl Shard {
             engine,
             base,
             exports: Vec::new(),
+            clients: ClientIo::default(),
             opening: Some(opened),
             leaving: None,
             commands: Vec::with_capacity(16),
             next_cookie: 0,
             segs: Vec::with_capacity(SEGS_MAX),
+            watch: None,
         }
+    }
+
+    /// The same, told to `watch` how full it is, and its events noted as those of that store.
+    #[must_use]
+    pub fn watched(mut self, watch: Arc<SpaceWatch>) -> Shard {
+        self.watch = Some(watch);
+        self
     }
 
     /// For queries.
@@ -116,6 +131,7 @@ impl Shard {
             for slot in self.exports.iter_mut().flatten() {
                 worked |= slot.export.poll(&mut self.engine);
             }
+            worked |= self.clients.pump(&mut self.engine);
         }
         // What RAM can finish now still gets into the batch that the tick closes.
         worked |= self.drain();
@@ -181,11 +197,15 @@ impl Shard {
         let mut worked = false;
         while let Some(done) = self.engine.next_done() {
             let index = (done.cookie >> EXPORT_SHIFT) as usize;
+            worked = true;
+            if index == usize::from(CLIENT_INDEX) {
+                self.clients.complete(done);
+                continue;
+            }
             let slot = self.exports.get_mut(index).and_then(Option::as_mut);
             // An export leaves only with nothing in flight.
             let slot = slot.expect("a request of an export that is gone");
             slot.export.complete(done.cookie, done.status);
-            worked = true;
         }
         worked
     }
@@ -202,9 +222,15 @@ impl Shard {
         }
         for _ in 0..EVENTS_MAX {
             let Some(event) = self.engine.next_event() else { break };
-            let level = if event.severe { Level::Error } else { Level::Info };
-            log::line(level, format!("{}: {}", self.label, event.text));
+            let severity = if event.severe { Severity::Error } else { Severity::Info };
+            let store = self.watch.as_ref().map_or(self.label.as_str(), |watch| watch.store());
+            events::push(severity, store, event.text);
             worked = true;
+        }
+        if let Some(watch) = &self.watch
+            && self.engine.state() == EngineState::Ready
+        {
+            watch.look(self.engine.space_usage());
         }
         if self.opening.is_some() {
             worked |= self.tell_opener();
@@ -255,8 +281,16 @@ impl Shard {
         self.engine.command(cookie, command);
     }
 
+    /// Takes a request of a control thread; dropped, which its sender sees, if the shard leaves.
+    pub fn client_io(&mut self, job: Box<IoJob>) {
+        if self.leaving.is_none() {
+            self.clients.take(job);
+        }
+    }
+
     /// Puts an export in its place. Panics if the place is taken: control hands places out.
     pub fn add_export(&mut self, index: u16, export: Box<BlkExport>) {
+        assert!(index != CLIENT_INDEX, "that place stands for control threads");
         let index = usize::from(index);
         if self.exports.len() <= index {
             self.exports.resize_with(index + 1, || None);
@@ -285,6 +319,7 @@ impl Shard {
     /// Lets the shard go to `gone` as soon as [`Shard::is_quiet`].
     pub fn remove(&mut self, gone: SyncSender<RetiredShard>) {
         self.leaving = Some(gone);
+        self.clients.drop_waiting();
     }
 
     /// True if the shard is to leave and can.
@@ -292,6 +327,7 @@ impl Shard {
         self.leaving.is_some()
             && self.base.in_flight() == 0
             && self.commands.is_empty()
+            && self.clients.is_idle()
             && self.exports.iter().all(Option::is_none)
     }
 

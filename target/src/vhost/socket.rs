@@ -79,6 +79,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new(config: ServeConfig, post: Box<dyn Fn(ExportMsg) + Send + Sync>) -> io::Result<Shared> {
+        let export = config.export;
+        let status = ExportStatus { write_cache: export.write_cache, ..ExportStatus::default() };
+        Ok(Shared {
+            capacity_bytes: AtomicU64::new(export.capacity_bytes),
+            write_cache: AtomicBool::new(export.write_cache),
+            config: export,
+            socket: config.socket,
+            log: config.log,
+            post,
+            stopping: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            connection: Mutex::new(None),
+            backend_channel: Mutex::new(None),
+            status: Mutex::new(status),
+        })
+    }
+
+    /// A connection's state without a socket to listen on.
+    #[cfg(test)]
+    pub(super) fn alone(
+        config: ServeConfig,
+        post: Box<dyn Fn(ExportMsg) + Send + Sync>,
+    ) -> Arc<Shared> {
+        Arc::new(Shared::new(config, post).expect("an eventfd"))
+    }
+
     pub(super) fn update_status(&self, change: impl FnOnce(&mut ExportStatus)) {
         change(&mut lock(&self.status));
     }
@@ -119,21 +146,7 @@ pub fn serve(
 ) -> io::Result<ExportServer> {
     let listener = bind(&config.socket)?;
     let metadata = std::fs::symlink_metadata(&config.socket)?;
-    let export = config.export;
-    let status = ExportStatus { write_cache: export.write_cache, ..ExportStatus::default() };
-    let shared = Arc::new(Shared {
-        capacity_bytes: AtomicU64::new(export.capacity_bytes),
-        write_cache: AtomicBool::new(export.write_cache),
-        config: export,
-        socket: config.socket,
-        log: config.log,
-        post,
-        stopping: AtomicBool::new(false),
-        wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        connection: Mutex::new(None),
-        backend_channel: Mutex::new(None),
-        status: Mutex::new(status),
-    });
+    let shared = Arc::new(Shared::new(config, post)?);
     let for_thread = shared.clone();
     let thread = std::thread::Builder::new()
         .name(format!("export-{}", for_thread.config.index))
@@ -283,10 +296,7 @@ fn serve_connection(shared: &Arc<Shared>, stream: UnixStream) {
     let session = Arc::new(Mutex::new(Session::new(shared.clone())));
     let mut handler = BackendReqHandler::from_stream(stream, session.clone());
     let error = loop {
-        if let Some(channel) = peek_backend_channel(&peeked) {
-            *lock(&shared.backend_channel) = Some(channel);
-        }
-        if let Err(error) = handler.handle_request() {
+        if let Err(error) = serve_message(shared, &peeked, &mut handler) {
             break error;
         }
     };
@@ -299,6 +309,18 @@ fn serve_connection(shared: &Arc<Shared>, stream: UnixStream) {
         Error::Disconnected | Error::SocketBroken(_) => shared.say("the front-end disconnected"),
         error => shared.say(&format!("connection closed on a front-end's message: {error}")),
     }
+}
+
+/// Reads one message and does what it says.
+pub(super) fn serve_message(
+    shared: &Shared,
+    peeked: &UnixStream,
+    handler: &mut BackendReqHandler<Mutex<Session>>,
+) -> Result<(), Error> {
+    if let Some(channel) = peek_backend_channel(peeked) {
+        *lock(&shared.backend_channel) = Some(channel);
+    }
+    handler.handle_request()
 }
 
 /// Looks at the next message without taking it; if it passes a channel for our own messages, keeps

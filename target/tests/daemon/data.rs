@@ -17,7 +17,7 @@ use crate::life::{attach, create_disk, create_store};
 const MIB: u64 = 1 << 20;
 const DISK: u64 = 8 * MIB;
 const SLOTS: usize = 16;
-const SLOT_BYTES: usize = 256 << 10;
+pub const SLOT_BYTES: usize = 256 << 10;
 const QUEUES: usize = 2;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,16 +33,16 @@ impl Random {
 }
 
 /// A driver connected to an export.
-struct Guest {
+pub struct Guest {
     // Dropped in this order: queues before the transport they speak through, memory last.
-    queues: Vec<VirtioBlkQueue<'static, usize>>,
+    pub queues: Vec<VirtioBlkQueue<'static, usize>>,
     transport: Box<VirtioBlkTransport>,
     memory: memmap2::MmapMut,
     _file: std::fs::File,
 }
 
 impl Guest {
-    fn connect(socket: &Path) -> Guest {
+    pub fn connect(socket: &Path) -> Guest {
         let features = VirtioFeatureFlags::VERSION_1.bits()
             | VirtioBlkFeatureFlags::all().bits()
             | VirtioFeatureFlags::RING_INDIRECT_DESC.bits()
@@ -62,7 +62,7 @@ impl Guest {
         &mut self.memory[slot * SLOT_BYTES..(slot + 1) * SLOT_BYTES]
     }
 
-    fn write(&mut self, queue: usize, slot: usize, offset: u64, data: &[u8]) {
+    pub fn write(&mut self, queue: usize, slot: usize, offset: u64, data: &[u8]) {
         self.slot(slot)[..data.len()].copy_from_slice(data);
         let at = self.slot(slot).as_mut_ptr();
         // SAFETY: inside the shared mapping, which outlives the request.
@@ -76,13 +76,13 @@ impl Guest {
     }
 
     /// Kicks where that is wanted, and waits for `count` completions; all must be good.
-    fn finish(&mut self, count: usize) {
+    pub fn finish(&mut self, count: usize) {
         let results = self.results(count);
         assert!(results.iter().all(|&result| result == 0), "{results:?}");
     }
 
     /// As [`Guest::finish`], with 0 or a negative errno for each.
-    fn results(&mut self, count: usize) -> Vec<i32> {
+    pub fn results(&mut self, count: usize) -> Vec<i32> {
         self.kick();
         let (mut done, end) = (Vec::new(), Instant::now() + TIMEOUT);
         while done.len() < count {

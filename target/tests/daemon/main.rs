@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod data;
+mod events;
 mod harness;
 mod life;
 mod restart;

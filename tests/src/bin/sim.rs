@@ -45,6 +45,14 @@ struct Arguments {
     /// Print a line for each seed.
     #[arg(long)]
     verbose: bool,
+    /// Plant each known bug in the engine and see how many seeds it takes to find it.
+    #[cfg(feature = "canaries")]
+    #[arg(long)]
+    canaries: bool,
+    /// With --canaries: only those whose name holds this.
+    #[cfg(feature = "canaries")]
+    #[arg(long, requires = "canaries")]
+    canary: Option<String>,
     /// Let the base device break a promise; violations are then what is hoped for.
     #[arg(long, value_enum, default_value_t = LieArgument::None)]
     lie: LieArgument,
@@ -147,6 +155,10 @@ fn main() -> ExitCode {
     if let Some(seed) = arguments.seed {
         return run_one(&arguments, seed);
     }
+    #[cfg(feature = "canaries")]
+    if arguments.canaries {
+        return run_canaries(&arguments);
+    }
     let plain = Options { ops: arguments.ops, lie: arguments.lie.lie(), log: false };
     let mut jobs: Vec<(u64, Options)> = Vec::new();
     if plain.lie == Lie::None {
@@ -164,6 +176,14 @@ fn main() -> ExitCode {
         arguments.seeds, totals.crashes, totals.violations
     );
     if totals.violations > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(feature = "canaries")]
+fn run_canaries(arguments: &Arguments) -> ExitCode {
+    let options = Options { ops: arguments.ops, ..Options::default() };
+    let only = arguments.canary.as_deref();
+    let caught = lamina_tests::sim::run_canaries(arguments.seeds, arguments.jobs, &options, only);
+    if caught { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run_all(arguments: &Arguments, jobs: Vec<(u64, Options)>) -> Totals {

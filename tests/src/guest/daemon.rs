@@ -27,14 +27,25 @@ impl Daemon {
     /// If the daemon does not come up or refuses the store.
     #[must_use]
     pub fn with_store(size: u64) -> Daemon {
-        let mut daemon = Daemon { child: None, folder: Folder::new() };
-        for name in ["state", "exports"] {
-            std::fs::create_dir(daemon.path(name)).expect("the test's folder takes folders");
-        }
+        let mut daemon = Daemon::new();
         daemon.start();
         let path = daemon.path("pool.store");
         let store = json!({"name": "pool", "path": path, "size": size});
         daemon.ask("lamina_store_create", store);
+        daemon
+    }
+
+    /// A daemon in a folder of its own that has not been started.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it makes folders on disk")]
+    pub fn new() -> Daemon {
+        let daemon = Daemon { child: None, folder: Folder::new() };
+        for name in ["state", "exports"] {
+            std::fs::create_dir(daemon.path(name)).expect("the test's folder takes folders");
+        }
         daemon
     }
 
@@ -49,6 +60,15 @@ impl Daemon {
     /// # Panics
     /// If it is running, ends at once, or does not answer in time.
     pub fn start(&mut self) {
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    /// Starts the daemon and does not wait.
+    ///
+    /// # Panics
+    /// If it is running.
+    pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the daemon is running already");
         let log = self.path("laminad.log");
         let output = OpenOptions::new().create(true).append(true).open(&log).expect("log file");
@@ -59,6 +79,14 @@ impl Daemon {
         command.stdin(Stdio::null());
         command.stdout(output.try_clone().expect("log file")).stderr(output);
         self.child = Some(command.spawn().expect("laminad can be run"));
+    }
+
+    /// Waits until a daemon just started answers.
+    ///
+    /// # Panics
+    /// If it is not running, ends at once, or does not answer in time.
+    pub fn wait_until_ready(&mut self) {
+        let log = self.path("laminad.log");
         let deadline = Instant::now() + START_TIME_MAX;
         while let Err(error) = self.try_ask("spdk_get_version", Value::Null) {
             let ended = self.child.as_mut().expect("just started").try_wait().expect("a child");
@@ -77,9 +105,31 @@ impl Daemon {
     /// # Panics
     /// If it is not running.
     pub fn kill(&mut self) {
-        let mut child = self.child.take().expect("the daemon is running");
+        self.send_kill();
+        self.reap();
+    }
+
+    /// Sends SIGKILL and does not wait for the end.
+    ///
+    /// # Panics
+    /// If the daemon is not running.
+    pub fn send_kill(&mut self) {
+        let child = self.child.as_mut().expect("the daemon is running");
         child.kill().expect("a running child can be killed");
+    }
+
+    /// Waits for the end of a daemon that was killed.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn reap(&mut self) {
+        let mut child = self.child.take().expect("the daemon is running");
         child.wait().expect("a killed child ends");
+    }
+
+    /// True until the daemon was killed or ended by itself.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Asks the daemon to stop with SIGTERM and waits for its end.
@@ -139,12 +189,26 @@ impl Daemon {
     /// Exports a disk or a snapshot, and gives the socket for [`super::Machine::disk`].
     #[must_use]
     pub fn export(&self, disk: &str, readonly: bool) -> PathBuf {
+        self.export_queues(disk, readonly, 4)
+    }
+
+    /// As [`Daemon::export`], with a number of queues.
+    #[must_use]
+    pub fn export_queues(&self, disk: &str, readonly: bool, queues: u16) -> PathBuf {
         let name = format!("{}.sock", disk.replace(['@', '/'], "-"));
-        let params = json!({"ctrlr": name, "dev_name": disk, "readonly": readonly});
+        let params = json!({
+            "ctrlr": name, "dev_name": disk, "readonly": readonly, "num_queues": queues
+        });
         self.ask("vhost_create_blk_controller", params);
         let socket = self.path("exports").join(name);
         assert!(socket.exists(), "{} is not there after the export", socket.display());
         socket
+    }
+
+    /// Ends the export that [`Daemon::export`] made.
+    pub fn unexport(&self, disk: &str) {
+        let name = format!("{}.sock", disk.replace(['@', '/'], "-"));
+        self.ask("vhost_delete_controller", json!({"ctrlr": name}));
     }
 
     /// Free space of the store in bytes, once everything freed so far has come back.

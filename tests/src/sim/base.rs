@@ -15,11 +15,16 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use lamina_bdev::{BaseError, BaseIo, BaseOp, BaseTraits, Seg, Tag};
 
+use super::harm::Harms;
 use super::memory::{read_segs, write_segs};
 use super::pages::{PAGE, Page, Pages, copy_sectors};
 use super::plan::{Faults, Latency, Lie};
 use super::rng::{Rng, mix};
 
+/// Mean of a stall.
+const STALL_MEAN_NS: u64 = 3_000_000_000;
+/// The longest stall.
+const STALL_MAX_NS: u64 = 30_000_000_000;
 /// Not completed yet.
 const IN_FLIGHT: u64 = u64::MAX;
 
@@ -69,6 +74,8 @@ struct Flight {
     early_done: bool,
     late_done: bool,
     fails: Option<BaseError>,
+    /// Does not end before the faults stop; how long it takes from then on.
+    stuck: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -109,7 +116,13 @@ pub struct Base {
     events: BinaryHeap<Reverse<(u64, u64, usize, Event)>>,
     event_count: u64,
     latency: Latency,
-    faults: Faults,
+    pub(super) faults: Faults,
+    /// Draws the faults that came later to the simulator.
+    pub(super) fate: Rng,
+    /// What reads return instead, and what they have returned.
+    pub(super) harms: Harms,
+    /// It was removed: everything fails until it is opened again.
+    pub(super) gone: bool,
     /// Errors given out since the device was opened.
     pub injected: Injected,
     /// Things that happened to operations; crashes are timed by it.
@@ -132,6 +145,9 @@ impl Base {
             event_count: 0,
             latency: Latency::INSTANT,
             faults: Faults::default(),
+            fate: Rng::new(mix(seed)),
+            harms: Harms::default(),
+            gone: false,
             injected: Injected::default(),
             happened: 0,
         }
@@ -160,6 +176,21 @@ impl Base {
         }
     }
 
+    /// The faults stop: what was stuck goes on. (A device that is gone stays away.)
+    pub fn relent(&mut self, now: u64) {
+        for slot in 0..self.flights.len() {
+            let freed = self.flights[slot].as_mut().and_then(|flight| flight.stuck.take());
+            if let Some(took) = freed {
+                self.schedule(slot, took, now);
+            }
+        }
+    }
+
+    /// True if something is stuck.
+    pub fn is_stuck(&self) -> bool {
+        self.flights.iter().flatten().any(|flight| flight.stuck.is_some())
+    }
+
     /// Operations in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.iter().flatten().count()
@@ -174,8 +205,12 @@ impl Base {
     pub fn start(&mut self, io: &BaseIo, offset: u64, segs: &[Seg], now: u64) {
         self.clock += 1;
         self.happened += 1;
-        let took = self.latency.draw(io.op, &mut self.rng);
+        let mut took = self.latency.draw(io.op, &mut self.rng);
         let fails = self.draw_fault(io.op);
+        if self.happens(self.faults.stall) {
+            took += self.fate.around(STALL_MEAN_NS).min(STALL_MAX_NS);
+        }
+        let stuck = self.happens(self.faults.stuck).then_some(took);
         let split =
             (took > 1 && io.op != BaseOp::Flush && self.rng.chance(250)).then(|| self.rng.next());
         let flight = Flight {
@@ -190,6 +225,7 @@ impl Base {
             early_done: false,
             late_done: false,
             fails,
+            stuck,
         };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.flights.push(None);
@@ -197,6 +233,14 @@ impl Base {
         });
         assert!(self.flights[slot].is_none(), "a free slot is empty");
         self.flights[slot] = Some(flight);
+        if stuck.is_none() {
+            self.schedule(slot, took, now);
+        }
+    }
+
+    /// When an operation takes effect and ends.
+    fn schedule(&mut self, slot: usize, took: u64, now: u64) {
+        let split = self.flights[slot].as_ref().expect("it is in flight").split;
         let late = now + self.rng.pick(&[0, took / 2, took]);
         if split.is_some() {
             let early = now + self.rng.below(late - now + 1);
@@ -211,7 +255,18 @@ impl Base {
         self.events.push(Reverse((time, self.event_count, slot, event)));
     }
 
+    /// One of the faults that came later, at a rate in 10,000.
+    pub(super) fn happens(&mut self, rate: u32) -> bool {
+        rate > 0 && self.fate.below(10_000) < u64::from(rate)
+    }
+
     fn draw_fault(&mut self, op: BaseOp) -> Option<BaseError> {
+        if self.faults.gone_every > 0 && self.fate.below(self.faults.gone_every) == 0 {
+            self.gone = true;
+        }
+        if self.gone {
+            return Some(BaseError::Gone);
+        }
         let rate = match op {
             BaseOp::Read => self.faults.read,
             BaseOp::Write => self.faults.write,
@@ -240,7 +295,7 @@ impl Base {
                 Event::Late => flight.late_done = true,
                 Event::Done => {
                     self.free.push(slot);
-                    return Some((flight.tag, self.finish(&flight)));
+                    return Some((flight.tag, self.finish(&mut flight)));
                 }
             }
             self.flights[slot] = Some(flight);
@@ -307,6 +362,9 @@ impl Base {
     }
 
     fn write_sectors(&mut self, flight: &Flight, block: u64, mask: u8, cover: u8) {
+        if self.faults.harm.any() || !self.harms.is_empty() {
+            self.harm_write(block);
+        }
         let pages = &mut self.pages;
         let dirty = self
             .dirty
@@ -336,8 +394,14 @@ impl Base {
         });
     }
 
-    fn finish(&mut self, flight: &Flight) -> Result<(), BaseError> {
+    fn finish(&mut self, flight: &mut Flight) -> Result<(), BaseError> {
+        if self.gone {
+            flight.fails = Some(BaseError::Gone);
+        }
         match flight.op {
+            BaseOp::Read if flight.fails.is_none() => {
+                self.harm_read(flight.offset, flight.len, &flight.segs);
+            }
             BaseOp::Read => {}
             BaseOp::Write => self.finish_write(flight),
             BaseOp::Flush => self.finish_flush(flight),
@@ -362,6 +426,9 @@ impl Base {
             if fold(dirty) {
                 self.dirty.remove(&block);
             }
+        }
+        if first == last && flight.fails.is_none() {
+            self.harm_written(first);
         }
     }
 

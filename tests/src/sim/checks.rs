@@ -28,6 +28,7 @@ impl World {
                 continue;
             };
             disk.id = Some(info.id);
+            self.damage.resides(info.id, disk.family);
             disk.name.settle(info.name, lossy).map_err(|why| format!("{what}: its name {why}"))?;
             disk.size.settle(info.size, lossy).map_err(|why| format!("{what}: its size {why}"))?;
             disk.blob.settle(info.blob, lossy).map_err(|why| format!("{what}: its blob {why}"))?;
@@ -158,7 +159,6 @@ impl World {
             let Some(info) = listed.iter().find(|info| info.uuid == snap.uuid) else {
                 return Err(format!("snapshot {snap_uid} of disk {uid} is not listed"));
             };
-            let clones = self.model.clones(*snap_uid) as u32;
             let due = SnapInfo {
                 snap: self.origin_ref(*snap_uid),
                 uuid: snap.uuid,
@@ -166,7 +166,7 @@ impl World {
                 time: snap.time,
                 size: snap.size,
                 mapped_blocks: info.mapped_blocks,
-                clones: info.clones.clamp(clones, clones + self.model.lingering(*snap_uid) as u32),
+                clones: self.model.clones(*snap_uid) as u32,
                 attached: self.attached_count(Place::Snap(*snap_uid)),
             };
             if *info != due {

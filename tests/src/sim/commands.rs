@@ -67,8 +67,6 @@ pub struct Pending {
     pub intent: Intent,
     /// The only lawful refusal; `None` if it must succeed.
     pub expect: Option<ErrorKind>,
-    /// It may be refused as busy: a clone deleted before may not have let go yet.
-    pub may_be_busy: bool,
     /// When it was given.
     pub from: u64,
     /// Disks it speaks of; true if it speaks of them alone.
@@ -90,6 +88,11 @@ impl World {
     pub(super) fn issue_chores(&mut self) -> Result<(), String> {
         if self.parked.is_some() {
             return Ok(());
+        }
+        let making = |p: &Pending| matches!(p.intent, Intent::Create(_));
+        if self.model.live_disks().is_empty() && !self.pending.values().any(making) {
+            // Those of the start may all have been cut short; without a disk nothing would happen.
+            self.disks_to_make = self.disks_to_make.max(1);
         }
         while self.disks_to_make > 0 && self.pending.len() < self.plan.commands_max {
             self.disks_to_make -= 1;
@@ -186,15 +189,7 @@ impl World {
         let now = self.now;
         self.trace.line(now, || format!("event {from} command {cookie} {command:?} ({intent:?})"));
         self.engine_mut().command(cookie, command);
-        let may_be_busy = match &intent {
-            Intent::DeleteSnap(snap) => self.model.lingering(*snap) > 0,
-            Intent::Delete(disk) => {
-                let snaps = self.model.snaps.iter().filter(|(_, s)| s.disk == *disk);
-                snaps.map(|(snap, _)| self.model.lingering(*snap)).sum::<usize>() > 0
-            }
-            _ => false,
-        };
-        self.pending.insert(cookie, Pending { intent, expect, may_be_busy, from, locks });
+        self.pending.insert(cookie, Pending { intent, expect, from, locks });
         self.issued += 1;
     }
 
@@ -291,20 +286,21 @@ impl World {
         }
     }
 
-    /// Deletes a disk (or is refused, if it is in use).
-    pub(super) fn delete_disk(&mut self, uid: Uid) {
+    /// Deletes a disk (or is refused, if it is in use). False: another command is in the way.
+    pub(super) fn delete_disk(&mut self, uid: Uid) -> bool {
         let busy = !self.places_of(uid).is_empty();
         let origin = self.model.disk(uid).origin;
         let mut locks = vec![(uid, true)];
         locks.extend(origin.and_then(|o| self.model.snaps.get(&o)).map(|s| (s.disk, true)));
         if !self.lockable(&locks) {
-            return;
+            return false;
         }
         if busy {
             self.doomed.remove(&uid);
         }
         let command = Command::DeleteDisk(self.disk_id(uid));
         self.give(command, Intent::Delete(uid), busy.then_some(ErrorKind::Busy), locks);
+        true
     }
 
     fn resize(&mut self) {

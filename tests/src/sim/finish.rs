@@ -3,9 +3,10 @@
 
 use super::commands::Intent;
 use super::model::Place;
+use super::plan::Faults;
 use super::power::Crash;
 use super::world::World;
-use lamina_bdev::Command;
+use lamina_bdev::{Command, Op};
 
 /// Blocks read by one errand.
 const ERRAND_BLOCKS: u64 = 64;
@@ -31,24 +32,41 @@ impl World {
         self.tear_down()
     }
 
-    /// No faults and crashes from now on. A life that has seen errors ends first: the engine may
-    /// rightly refuse to go on in it.
+    /// No faults and crashes from now on. First liveness: whatever is in flight ends in bounded
+    /// virtual time, and what is asked for after that is answered. Then a life that has seen errors
+    /// ends: the engine may rightly refuse to go on in it.
     fn calm_down(&mut self) -> Result<(), String> {
         self.calm = true;
         self.errands.clear();
         self.forget_crash();
-        if self.base.injected.any() {
-            self.crash(Crash::Kill)?;
-        } else {
-            self.base.behave(self.plan.latency, Default::default(), self.lie);
-        }
+        self.base.behave(self.plan.latency, Faults::default(), self.lie);
+        self.base.harms.lift();
+        self.base.relent(self.now);
+        let crashes = self.crashes;
         self.drain()?;
+        if self.crashes == crashes {
+            self.probe()?;
+        }
         if self.base.injected.any() {
-            // An operation that was already on its way has failed meanwhile.
             self.crash(Crash::Kill)?;
             self.drain()?;
         }
         self.attach_all()
+    }
+
+    /// One write, flush and read on each disk; all are answered, and well, unless the shard has
+    /// said that it has failed, or its device is gone.
+    fn probe(&mut self) -> Result<(), String> {
+        self.healthy = true;
+        for op in [Op::Write, Op::Flush, Op::Read] {
+            let open = self.attachments.iter().filter(|(_, a)| !a.closing);
+            let keys: Vec<u32> = open.map(|(key, _)| *key).collect();
+            for key in keys {
+                self.probe_with(key, op)?;
+            }
+            self.drain()?;
+        }
+        Ok(())
     }
 
     fn attach_all(&mut self) -> Result<(), String> {
@@ -126,6 +144,9 @@ impl World {
                 .find(|(_, disk)| disk.exists.now && disk.uuid == info.uuid)
                 .map(|(uid, _)| *uid)
                 .ok_or_else(|| format!("disk {} is not due", info.name))?;
+            if self.damage.hurts(self.model.disk(uid).family) {
+                continue;
+            }
             let (low, high) = self.model.mapped_bounds(uid);
             if info.mapped_blocks < low || info.mapped_blocks > high {
                 return Err(format!(
@@ -144,25 +165,21 @@ impl World {
             self.detach(key);
         }
         self.drain()?;
-        for round in 0.. {
-            if self.model.live_disks().is_empty() {
-                break;
+        // In any order: clones outlive the disks they came from.
+        let mut disks = self.model.live_disks();
+        self.rng.shuffle(&mut disks);
+        for uid in disks {
+            if self.rng.chance(500) {
+                self.drain()?;
             }
-            for uid in self.model.live_disks() {
-                let cloned =
-                    self.model.live_snaps().into_iter().any(|snap| {
-                        self.model.snaps[&snap].disk == uid && self.model.clones(snap) > 0
-                    });
-                if !cloned {
-                    self.delete_disk(uid);
-                    self.drain()?;
-                }
+            if !self.delete_disk(uid) {
+                self.drain()?;
+                self.delete_disk(uid);
             }
-            if round > CHECKPOINTS_MAX {
-                return Err("the disks that are left cannot be deleted".to_string());
-            }
-            self.give(Command::Checkpoint, Intent::Checkpoint, None, vec![]);
-            self.drain()?;
+        }
+        self.drain()?;
+        if !self.model.live_disks().is_empty() {
+            return Err("the disks that are left cannot be deleted".to_string());
         }
         self.check_listing()?;
         self.check_space()?;
@@ -179,8 +196,9 @@ impl World {
         let due = self.empty_blocks.expect("measured at the first opening");
         for _ in 0..CHECKPOINTS_MAX {
             let info = self.engine().store_info();
-            if info.pending_blocks == 0 && info.free_blocks == due {
-                return Ok(());
+            let back = info.free_blocks == due || self.damage.done() && info.free_blocks < due;
+            if info.pending_blocks == 0 && back {
+                return self.check_free();
             }
             self.give(Command::Checkpoint, Intent::Checkpoint, None, vec![]);
             self.drain()?;
@@ -190,5 +208,16 @@ impl World {
             "all is deleted, but {} blocks are free and {} pending; {due} were free at first",
             info.free_blocks, info.pending_blocks
         ))
+    }
+
+    /// The bitmaps on disk and the engine's count of free blocks, with nothing else going on.
+    fn check_free(&mut self) -> Result<(), String> {
+        let info = self.engine().store_info();
+        let counted = info.free_blocks + info.reserved_blocks;
+        let found = self.check_image()?;
+        if counted == found.free || self.damage.done() {
+            return Ok(());
+        }
+        Err(format!("the engine counts {counted} free blocks, the bitmaps have {}", found.free))
     }
 }

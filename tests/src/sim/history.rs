@@ -127,7 +127,11 @@ impl History {
         for entry in &mut copy.entries {
             let facts = ops.get(entry.op);
             let before = entry.effective(facts, ops.epoch).min(facts.ack);
-            entry.maybe |= before >= window.from;
+            if before >= window.from {
+                // What a read of the live disk saw meanwhile says nothing about the snapshot.
+                entry.maybe = true;
+                entry.seen_at = NEVER;
+            }
             entry.cap = entry.cap.min(window.to);
         }
         copy

@@ -14,26 +14,35 @@
 //! Rules: no clock, no randomness but the seed's, no iteration over a hash map. A check may let a
 //! wrong run pass, but never accuses a right one.
 
-mod base;
+pub(crate) mod base;
+#[cfg(feature = "canaries")]
+mod canaries;
 mod checks;
 mod commands;
+mod damage;
 mod finish;
+pub(crate) mod fsck;
+mod harm;
 mod history;
-mod memory;
+pub(crate) mod image;
+mod life;
+pub(crate) mod memory;
 mod model;
 mod ops;
 mod pages;
-mod pattern;
+pub(crate) mod pattern;
 mod plan;
 mod power;
 mod replies;
 mod requests;
-mod rng;
+pub(crate) mod rng;
 mod trace;
 mod world;
 
 use std::cell::Cell;
 
+#[cfg(feature = "canaries")]
+pub use canaries::run_canaries;
 pub use plan::Lie;
 use world::World;
 
@@ -84,6 +93,10 @@ fn note_step(step: u64) {
 
 /// Runs one seed. A panic of the engine is not caught here.
 pub fn run_seed(seed: u64, options: &Options) -> Outcome {
+    run(seed, options, |_| ())
+}
+
+fn run(seed: u64, options: &Options, prepare: impl FnOnce(&mut World)) -> Outcome {
     AT.set((seed, 0));
     let mut world = match World::new(seed, options.ops, options.lie, options.log) {
         Ok(world) => world,
@@ -91,6 +104,7 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
             return Outcome { seed, crashes: 0, steps: 0, hash: 0, violation: Some(why) };
         }
     };
+    prepare(&mut world);
     let result = world.run().and_then(|()| world.finish());
     let outcome = Outcome {
         seed,
@@ -101,6 +115,16 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     };
     world.close();
     outcome
+}
+
+/// Runs what `bytes` say: the first eight are the seed that plans the run, the others its first
+/// choices. A panic of the engine is not caught here.
+pub fn run_bytes(bytes: &[u8], options: &Options) -> Outcome {
+    let (seed, tape) = bytes.split_at(bytes.len().min(8));
+    let mut padded = [0; 8];
+    padded[..seed.len()].copy_from_slice(seed);
+    let seed = u64::from_le_bytes(padded);
+    run(seed, options, |world| world.rng = rng::Rng::on_tape(seed, tape))
 }
 
 /// Seeds that have failed before, with their number of operations; they are run first, always.

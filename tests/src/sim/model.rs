@@ -106,6 +106,8 @@ pub struct Disk {
     pub created: u64,
     /// The snapshot it is a clone of.
     pub origin: Option<Uid>,
+    /// The disk at the root of its clones: they share map nodes.
+    pub family: Uid,
     /// What its blocks may hold; blocks not listed are zero.
     pub blocks: BTreeMap<u64, Rc<History>>,
     /// Acknowledged operations that no flush has covered.
@@ -166,8 +168,6 @@ pub struct Model {
     pub lossy: bool,
     /// Reads let pass because their proof would have taken too long.
     pub unproven: u64,
-    /// Clones deleted, by origin: they may count until the engine has let go of their blocks.
-    lingering: BTreeMap<Uid, usize>,
     uids: Uid,
 }
 
@@ -220,6 +220,8 @@ impl Model {
     /// A disk about to be made (it is not there before [`Attr::set`] says so).
     pub fn plan_disk(&mut self, uid: Uid, disk: (Uuid, Name, u64), origin: Option<Uid>, time: u64) {
         let (uuid, name, size) = disk;
+        let parent = origin.and_then(|snap| self.snaps.get(&snap)).map(|snap| snap.disk);
+        let family = parent.map_or(uid, |parent| self.disks[&parent].family);
         let disk = Disk {
             uuid,
             id: None,
@@ -229,6 +231,7 @@ impl Model {
             blob: Attr::new(Vec::new()),
             created: time,
             origin,
+            family,
             blocks: BTreeMap::new(),
             unflushed: Vec::new(),
             zeroing: Vec::new(),
@@ -508,16 +511,9 @@ impl Model {
         self.disks.values().filter(|d| d.exists.now && d.origin == Some(snap)).count()
     }
 
-    /// Deleted clones of `snap` that may still count.
-    pub fn lingering(&self, snap: Uid) -> usize {
-        self.lingering.get(&snap).copied().unwrap_or(0)
-    }
-
     /// Forgets a disk and its snapshots.
     pub fn forget_disk(&mut self, uid: Uid) {
-        if let Some(origin) = self.disks.remove(&uid).and_then(|disk| disk.origin) {
-            *self.lingering.entry(origin).or_default() += 1;
-        }
+        self.disks.remove(&uid);
         self.snaps.retain(|_, snap| snap.disk != uid);
     }
 }

@@ -32,6 +32,36 @@ pub struct Faults {
     pub flush: u32,
     /// Some failing writes say that the base is out of space.
     pub no_space: bool,
+    /// Operations that take up to 30 s.
+    pub stall: u32,
+    /// Operations that do not end before the faults stop.
+    pub stuck: u32,
+    /// The device goes away after about so many operations; 0 = it stays.
+    pub gone_every: u64,
+    /// Reads of metadata that return something else.
+    pub harm: Harm,
+}
+
+/// How reads of metadata blocks go wrong, in 10,000 of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Harm {
+    /// Bits flip.
+    pub rot: u32,
+    /// What was there before the last write comes back.
+    pub stale: u32,
+    /// Another block comes back.
+    pub astray_read: u32,
+    /// Writes that land in another metadata block, whose own content they hide.
+    pub astray_write: u32,
+    /// Damage lasts until the block is written again, permille.
+    pub lasting_permille: u32,
+}
+
+impl Harm {
+    /// True if any may happen.
+    pub fn any(&self) -> bool {
+        self.rot + self.stale + self.astray_read + self.astray_write > 0
+    }
 }
 
 /// How long base operations take.
@@ -129,6 +159,8 @@ pub struct Plan {
     pub odd_segments: bool,
     /// One more crash after everything has been drained.
     pub last_crash: bool,
+    /// The clock leaps forward, permille of turns.
+    pub leap_permille: u32,
     /// The host ticks without need now and then.
     pub idle_ticks: bool,
     /// Operations (requests and commands).
@@ -136,8 +168,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `seed`, with `ops` operations.
-    pub fn draw(rng: &mut Rng, ops: u64) -> Plan {
+    /// The plan of a seed, with `ops` operations. What came later to the simulator is drawn from
+    /// `late`, so that seeds that do not use it are still the runs they were.
+    pub fn draw(rng: &mut Rng, late: &mut Rng, ops: u64) -> Plan {
         let traits = BaseTraits {
             volatile_cache: rng.chance(750),
             atomic_4k: rng.chance(700),
@@ -157,7 +190,7 @@ impl Plan {
             traits,
             rubbish: rng.chance(400),
             latency: draw_latency(rng),
-            faults: draw_faults(rng),
+            faults: draw_late_faults(late, draw_faults(rng)),
             config: Config { slots, cache_bytes: rng.pick(&[1, 1, 2, 8]) << 20 },
             disks: rng.between(1, 6) as usize,
             depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
@@ -173,6 +206,7 @@ impl Plan {
             nested_permille: rng.pick(&[0, 200, 500]),
             odd_segments: rng.chance(200),
             last_crash: rng.chance(500),
+            leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
             ops,
         }
@@ -202,6 +236,31 @@ fn draw_faults(rng: &mut Rng) -> Faults {
         write: rng.pick(&rates),
         flush: rng.pick(&rates),
         no_space: rng.chance(300),
+        ..Faults::default()
+    }
+}
+
+fn draw_late_faults(late: &mut Rng, faults: Faults) -> Faults {
+    let slow = late.chance(100);
+    let sticking = late.chance(60);
+    let going = late.chance(60);
+    let harming = late.chance(150);
+    let on = |late: &mut Rng, rates: &[u32]| {
+        let rate = late.pick(rates);
+        if harming { rate } else { 0 }
+    };
+    Faults {
+        stall: if slow { late.pick(&[3, 10, 50]) } else { 0 },
+        stuck: if sticking { late.pick(&[3, 10, 30]) } else { 0 },
+        gone_every: if going { late.pick(&[100, 500, 2000]) } else { 0 },
+        harm: Harm {
+            rot: on(late, &[0, 10, 50, 200, 1000]),
+            stale: on(late, &[0, 0, 50, 500]),
+            astray_read: on(late, &[0, 0, 20, 100]),
+            astray_write: on(late, &[0, 0, 0, 5, 30]),
+            lasting_permille: late.pick(&[0, 200, 700, 1000]),
+        },
+        ..faults
     }
 }
 

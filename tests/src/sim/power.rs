@@ -33,6 +33,8 @@ impl Base {
     /// lost: a power cut, or a reopening after a failed flush.
     pub fn crash(&mut self, crash: Crash) -> bool {
         let reopened_after_failed_flush = self.injected.flushes > 0;
+        // A device that was pulled out has lost its cache.
+        let crash = if std::mem::take(&mut self.gone) { Crash::Power } else { crash };
         self.materialize();
         let draw = self.draw_crash();
         let torn_whole = !self.traits.atomic_4k || self.lie == Lie::Tear;

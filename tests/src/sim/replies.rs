@@ -29,12 +29,6 @@ impl World {
             (Ok(reply), None) => self.apply(&pending, reply),
             (Ok(_), Some(kind)) => Err(format!("it succeeded, but must be refused ({kind:?})")),
             (Err(error), Some(kind)) if error.kind == kind && !error.message.is_empty() => Ok(()),
-            (Err(error), None) if pending.may_be_busy && error.kind == ErrorKind::Busy => {
-                if let Intent::Delete(uid) = pending.intent {
-                    self.doomed.remove(&uid);
-                }
-                Ok(())
-            }
             (Err(error), _) => self.failed_command(&pending, error),
         }
     }
@@ -74,6 +68,7 @@ impl World {
                 let disk = self.model.disk_mut(*uid);
                 disk.id = Some(id);
                 disk.exists.set(true);
+                self.damage.resides(id, disk.family);
                 if let Some(origin) = disk.origin {
                     let parent = self.model.snaps[&origin].disk;
                     self.model.snap_mut(origin).exists.fix();

@@ -7,7 +7,7 @@ use super::memory::Buffer;
 use super::model::Place;
 use super::ops::NEVER;
 use super::pattern::{self, OpId};
-use super::world::World;
+use super::world::{Attachment, World};
 
 /// One request in flight.
 pub struct Flight {
@@ -140,6 +140,21 @@ impl World {
             && self.rng.chance(self.plan.mix.fua_permille);
         let request = Request { cookie: self.new_cookie(), handle, op, offset, len, fua };
         Some(self.prepare(request, place, attachment))
+    }
+
+    /// Submits one request of the probe.
+    pub(super) fn probe_with(&mut self, key: u32, op: Op) -> Result<(), String> {
+        let Attachment { place, handle, .. } = self.attachments[&key];
+        let op = match (op, place) {
+            (Op::Write, Place::Snap(_)) => Op::Read,
+            _ => op,
+        };
+        let len = if op == Op::Flush { 0 } else { 4096 };
+        let cookie = self.new_cookie();
+        let request = Request { cookie, handle, op, offset: 0, len, fua: false };
+        let flight = self.prepare(request, place, key);
+        // Refused: all slots are taken; it goes in before the engine comes to rest.
+        if self.submit(flight)? { Ok(()) } else { self.drain() }
     }
 
     fn errand_flight(&mut self, place: Place, offset: u64, len: u64) -> Option<Flight> {
@@ -420,11 +435,11 @@ impl World {
                 Err("a flush had failed before, so this cannot be durable".to_string())
             }
             Status::Ok => Ok(()),
-            Status::IoError if self.base.injected.any() => {
+            Status::IoError if self.excused(request.op) => {
                 self.errors_seen += 1;
                 Ok(())
             }
-            Status::IoError => Err("the base device has not failed".to_string()),
+            Status::IoError => Err("nothing has failed that explains it".to_string()),
             Status::NoSpace if request.op == Op::Write || request.op == Op::WriteZeroes => {
                 let free = flight.free_blocks.min(self.engine().store_info().free_blocks);
                 let in_flight: u64 = self.flights.values().map(|f| f.request.len >> 12).sum();
@@ -434,6 +449,10 @@ impl World {
                 }
                 Ok(())
             }
+            Status::Corrupt => {
+                let family = self.model.disk(self.disk_of(flight.place)).family;
+                self.damage.excuses(family)
+            }
             // A resize that was in flight with it may have cut the disk under it.
             Status::OutOfRange if request.offset + request.len > self.smallest_size(flight) => {
                 Ok(())
@@ -441,9 +460,19 @@ impl World {
             Status::NoSpace
             | Status::ReadOnly
             | Status::OutOfRange
-            | Status::Corrupt
             | Status::Invalid
             | Status::Detached => Err("it is lawful and nothing is wrong".to_string()),
+        }
+    }
+
+    /// True if the device's errors explain that a request fails.
+    fn excused(&self, op: Op) -> bool {
+        let failed = self.engine().failure().is_some();
+        match (self.healthy, op) {
+            _ if !self.base.injected.any() => false,
+            (false, _) => true,
+            (true, Op::Read) => self.base.gone,
+            (true, _) => failed || self.base.gone,
         }
     }
 

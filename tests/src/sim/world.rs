@@ -11,29 +11,30 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lamina_bdev::{
-    Config, Engine, EngineState, ErrorKind, FormatParams, Handle, LABEL_BYTES, Name, Seg,
-    StoreLabel, Uuid, format_plan, read_label,
+    Config, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Uuid, format_plan,
+    read_label,
 };
 
 use super::base::Base;
 use super::commands::{Intent, Pending};
+use super::damage::Damage;
 use super::model::{Model, Place, Uid};
 use super::ops::NEVER;
 use super::pattern::OpId;
 use super::plan::{Faults, Lie, Plan};
 use super::power::Crash;
 use super::requests::{Errand, Flight};
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::trace::Trace;
 
 /// Virtual time within which everything must end once faults have stopped, ns.
 const PATIENCE_NS: u64 = 600_000_000_000;
+/// Makes the second stream of chance another one.
+const LATE: u64 = 0x1A7E;
 /// Turns within which it must end.
 const PATIENCE_TURNS: u64 = 400_000;
 /// Turns in a row that may change nothing.
 const STILL_TURNS: u64 = 20_000;
-/// Crashes within one recovery, at most.
-const NESTED_MAX: u32 = 4;
 
 /// A handle that requests may use.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +59,8 @@ pub struct World {
     pub(super) base: Base,
     pub(super) model: Model,
     pub(super) config: Config,
-    engine: Option<Engine>,
-    label: StoreLabel,
+    pub(super) engine: Option<Engine>,
+    pub(super) label: StoreLabel,
     pub(super) now: u64,
     pub(super) step: u64,
     pub(super) issued: u64,
@@ -82,17 +83,21 @@ pub struct World {
     pub(super) doomed: BTreeSet<Uid>,
     pub(super) disks_to_make: usize,
     // This life of the engine.
-    recovered: bool,
+    pub(super) recovered: bool,
     /// Opened, but not ticked yet.
-    fresh: bool,
+    pub(super) fresh: bool,
     progress: (u64, u64),
-    nested: u32,
-    next_crash: u64,
+    pub(super) nested: u32,
+    pub(super) next_crash: u64,
     pub(super) flush_failed_at: u64,
     pub(super) errors_seen: u32,
     pub(super) no_space_seen: u64,
+    /// The faults have stopped and what they had touched has ended: an error needs a reason.
+    pub(super) healthy: bool,
     /// No more requests, crashes and faults but what the last phase asks for.
     pub(super) calm: bool,
+    /// Damage done to metadata, and whom it may hurt.
+    pub(super) damage: Damage,
     /// Free and pending blocks of the empty store.
     pub(super) empty_blocks: Option<u64>,
     segs: Vec<Seg>,
@@ -105,7 +110,10 @@ impl World {
     /// The store could not be made.
     pub fn new(seed: u64, ops: u64, lie: Lie, log: bool) -> Result<World, String> {
         let mut rng = Rng::new(seed);
-        let mut plan = Plan::draw(&mut rng, ops);
+        let mut plan = Plan::draw(&mut rng, &mut Rng::new(mix(seed ^ LATE)), ops);
+        if lie != Lie::None {
+            plan.faults = Faults::default();
+        }
         match lie {
             Lie::None => {}
             Lie::Flush | Lie::Tear => {
@@ -161,7 +169,9 @@ impl World {
             flush_failed_at: NEVER,
             errors_seen: 0,
             no_space_seen: 0,
+            healthy: false,
             calm: false,
+            damage: Damage::default(),
             empty_blocks: None,
             segs: Vec::new(),
         };
@@ -181,46 +191,6 @@ impl World {
     pub(super) fn new_cookie(&mut self) -> u64 {
         self.cookies += 1;
         self.cookies
-    }
-
-    /// Opens the engine on what the device holds.
-    fn open(&mut self) {
-        self.recovered = false;
-        self.flush_failed_at = NEVER;
-        self.errors_seen = 0;
-        let faults =
-            if self.calm || self.nested > 1 { Faults::default() } else { self.plan.faults };
-        // The first opening is not under test: it measures the empty store.
-        let faults = if self.empty_blocks.is_none() { Faults::default() } else { faults };
-        self.base.behave(self.plan.latency, faults, self.lie);
-        if self.rng.chance(200) {
-            self.config.cache_bytes = self.rng.pick(&[1, 2, 8]) << 20;
-        }
-        let (config, traits, shard) = (self.config, self.plan.traits, self.plan.shard);
-        self.engine = Some(Engine::open(config, traits, &self.label, shard));
-        self.fresh = true;
-        self.draw_next_crash();
-    }
-
-    fn draw_next_crash(&mut self) {
-        let every = self.plan.crash_every;
-        self.next_crash = NEVER;
-        if self.calm || every == 0 || self.empty_blocks.is_none() {
-            return;
-        }
-        let wait = if self.recovered {
-            self.rng.around(every)
-        } else if self.nested < NESTED_MAX && self.rng.chance(self.plan.nested_permille) {
-            self.rng.between(1, 60)
-        } else {
-            return;
-        };
-        self.next_crash = self.base.happened + wait;
-    }
-
-    /// No crash is due any more.
-    pub(super) fn forget_crash(&mut self) {
-        self.next_crash = NEVER;
     }
 
     /// Until all operations have been given.
@@ -249,9 +219,9 @@ impl World {
         self.fresh = false;
         self.engine_mut().tick(now);
         self.start_io()?;
+        self.take_events();
         self.take_dones()?;
         self.take_replies()?;
-        self.take_events();
         self.watch_state()?;
         self.watch_progress()?;
         if self.base.happened >= self.next_crash || self.reopening_due() {
@@ -289,12 +259,6 @@ impl World {
         )
     }
 
-    /// After errors the host reopens the store, sooner or later.
-    fn reopening_due(&mut self) -> bool {
-        let errors = self.errors_seen;
-        errors >= 100 || errors > 0 && self.recovered && self.rng.chance(2 + 5 * errors)
-    }
-
     fn deliver(&mut self) {
         let batch = self.rng.pick(&[1, 4, 1000]);
         for _ in 0..batch {
@@ -305,6 +269,7 @@ impl World {
             if result.is_err() && self.base.injected.flushes > 0 && self.flush_failed_at == NEVER {
                 self.flush_failed_at = self.model.tick();
             }
+            self.take_harm();
             self.engine_mut().complete(tag, result);
         }
     }
@@ -372,72 +337,12 @@ impl World {
 
     fn take_events(&mut self) {
         while let Some(event) = self.engine_mut().next_event() {
+            self.damage.hear(&event.text);
             let now = self.now;
             self.trace.line(now, || {
                 format!("engine{}: {}", if event.severe { " (severe)" } else { "" }, event.text)
             });
         }
-    }
-
-    fn watch_state(&mut self) -> Result<(), String> {
-        match (self.engine().state(), self.recovered) {
-            (EngineState::Opening, false) | (EngineState::Ready, true) => Ok(()),
-            (EngineState::Ready, false) => {
-                self.recovered = true;
-                self.nested = 0;
-                self.draw_next_crash();
-                self.base.behave(self.plan.latency, self.current_faults(), self.lie);
-                let now = self.now;
-                self.trace.note("ready", [self.crashes, 0, 0]);
-                self.trace.line(now, || "the store is open".to_string());
-                self.reconcile()?;
-                if !self.calm && self.rng.chance(300) {
-                    self.wish_reads();
-                }
-                Ok(())
-            }
-            (EngineState::Failed, false) => self.judge_failed_open(),
-            (state, _) => Err(format!("the engine is {state:?} after it was ready")),
-        }
-    }
-
-    fn current_faults(&self) -> Faults {
-        if self.calm { Faults::default() } else { self.plan.faults }
-    }
-
-    fn judge_failed_open(&mut self) -> Result<(), String> {
-        let error = self.engine().open_error().cloned();
-        let Some(error) = error else {
-            return Err("opening failed without an error".to_string());
-        };
-        if error.kind != ErrorKind::Io || !self.base.injected.any() {
-            return Err(format!("opening failed: {:?}: {error}", error.kind));
-        }
-        self.crash(Crash::Kill)
-    }
-
-    /// The engine dies; what is left is opened again.
-    pub(super) fn crash(&mut self, crash: Crash) -> Result<(), String> {
-        self.crashes += 1;
-        self.nested += u32::from(!self.recovered);
-        self.propose_pending();
-        let lossy = self.base.crash(crash);
-        let now = self.now;
-        self.trace.note("crash", [crash as u64, u64::from(lossy), self.base.happened]);
-        self.engine = None;
-        self.flights.clear();
-        self.parked = None;
-        self.errands.clear();
-        self.attachments.clear();
-        self.shrinks.clear();
-        self.model.crash(lossy);
-        let clock = self.model.clock;
-        self.trace.line(now, || format!("event {clock} crash: {crash:?}, lossy: {lossy}"));
-        if self.nested > NESTED_MAX * 4 {
-            return Err("it never opens".to_string());
-        }
-        self.open();
-        Ok(())
     }
 
     /// Virtual time goes to the next thing that happens.
@@ -453,7 +358,17 @@ impl World {
             self.engine().deadline_ns(),
             could_issue.then_some(self.next_issue),
         ];
-        match wanted.into_iter().flatten().min() {
+        if !self.calm && self.plan.leap_permille > 0 && self.rng.chance(self.plan.leap_permille) {
+            let second = 1_000_000_000;
+            self.now += self.rng.pick(&[1, 60, 3600, 30 * 86_400]) * second;
+        }
+        let waits = wanted.into_iter().flatten().min();
+        if self.base.is_stuck() && (waits.is_none() || self.rng.chance(5)) {
+            self.now += self.rng.between(1, 300) * 1_000_000_000;
+            self.base.relent(self.now);
+            return Ok(());
+        }
+        match waits {
             Some(at) => self.now = self.now.max(at),
             None if self.recovered && self.flights.is_empty() && self.pending.is_empty() => {}
             None => {

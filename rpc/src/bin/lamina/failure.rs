@@ -34,6 +34,17 @@ impl Failure {
         Failure { exit: EXIT_USAGE, ..Failure::other(message) }
     }
 
+    /// All has been said: only the exit code is left.
+    pub fn said(exit: u8) -> Failure {
+        Failure { exit, ..Failure::other("") }
+    }
+
+    /// With another exit code.
+    #[must_use]
+    pub fn exiting(self, exit: u8) -> Failure {
+        Failure { exit, ..self }
+    }
+
     /// Adds what to do next, unless something is said already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
@@ -53,6 +64,9 @@ impl Failure {
 
     /// Prints it on stderr, and gives the exit code.
     pub fn report(&self, json: bool) -> ExitCode {
+        if self.message.is_empty() {
+            return ExitCode::from(self.exit);
+        }
         if json {
             let mut error = json!({ "message": self.message });
             if let Some(code) = self.code {

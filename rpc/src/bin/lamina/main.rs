@@ -9,7 +9,9 @@
 //! ```
 
 mod answer;
+mod check;
 mod disk;
+mod events;
 mod export;
 mod failure;
 mod general;
@@ -71,7 +73,7 @@ A first session:
   lamina disk create vm1 --from golden@base
   lamina tree
 
-Exit codes: 0 done, 1 the daemon refused, 2 wrong arguments, 3 the daemon cannot be reached.";
+Exit codes: 0 done, 1 the daemon refused, 2 wrong arguments, 3 the daemon cannot be reached;\n`lamina check`: 0 clean, 1 something was found, 2 it could not check.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -91,8 +93,12 @@ enum Command {
     Export(export::Command),
     /// Counters of stores and reactors
     Stats(stats::Arguments),
+    /// What has happened: stores filling up, failures
+    Events(events::Arguments),
     /// Write a consistency point now, so that recovery has nothing to replay
     Checkpoint(general::CheckpointArguments),
+    /// Check a store: every checksum, link and bitmap
+    Check(check::Arguments),
     /// Call a method of the daemon by name
     Rpc(general::RpcArguments),
     /// Print the completions for a shell
@@ -129,7 +135,9 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Tree(arguments) => tree::run(&mut session, arguments),
         Command::Export(command) => export::run(&mut session, command),
         Command::Stats(arguments) => stats::run(&mut session, &arguments),
+        Command::Events(arguments) => events::run(&mut session, &arguments),
         Command::Checkpoint(arguments) => general::checkpoint(&mut session, arguments),
+        Command::Check(arguments) => check::run(&mut session, &arguments),
         Command::Rpc(arguments) => general::rpc(&mut session, arguments),
         Command::Completions(arguments) => general::completions(&arguments),
         Command::Version => general::version(&mut session),

@@ -2,7 +2,8 @@
 
 use clap::{Subcommand, ValueHint};
 use lamina_rpc::methods::{
-    LaminaStoreClose, LaminaStoreCreate, LaminaStoreInfo, LaminaStoreOpen, StoreInfo,
+    LaminaStoreClose, LaminaStoreCreate, LaminaStoreInfo, LaminaStoreOpen, LaminaStoreSetWarnings,
+    StoreInfo,
 };
 use serde_json::json;
 
@@ -56,8 +57,31 @@ Examples:
         #[arg(long)]
         force: bool,
     },
+    /// Set the percentages of used space at which a store raises events
+    #[command(after_help = "\
+Examples:
+  lamina store warn-at pool 70 85 95
+  lamina store warn-at pool --never
+  lamina store warn-at pool --default     (those the daemon was started with)")]
+    WarnAt {
+        /// Name or UUID of the store
+        name: String,
+        /// 1 to 100 each
+        #[arg(value_name = "PERCENT", required_unless_present_any = ["never", "default"],
+              value_parser = clap::value_parser!(u32).range(1..=100))]
+        percents: Vec<u32>,
+        /// No warnings
+        #[arg(long, conflicts_with_all = ["percents", "default"])]
+        never: bool,
+        /// The daemon's own percentages again
+        #[arg(long, conflicts_with = "percents")]
+        default: bool,
+    },
     /// Show all about the open stores, or one of them
-    #[command(after_help = "Examples:\n  lamina store info\n  lamina store info pool --json")]
+    #[command(
+        visible_alias = "show",
+        after_help = "Examples:\n  lamina store info\n  lamina store info pool --json"
+    )]
     Info {
         /// Name or UUID of the store
         name: Option<String>,
@@ -109,6 +133,19 @@ pub fn run(session: &mut Session, command: Command) -> Result<Answer, Failure> {
                 })?;
             Answer::new(format!("closed store {name}"), closed)
         }
+        Command::WarnAt { name, percents, default, never: _ } => {
+            let percents = (!default).then_some(percents);
+            let params = LaminaStoreSetWarnings { name: name.clone(), percents };
+            let set = session
+                .call(format!("setting the warnings of store {name}"), &params)
+                .map_err(|failure| failure.hint(SEE_STORES))?;
+            let list: Vec<String> = set.iter().map(|percent| format!("{percent}%")).collect();
+            let text = match list.is_empty() {
+                true => format!("store {name} raises no warnings"),
+                false => format!("store {name} warns at {}", list.join(", ")),
+            };
+            Answer::new(text, set)
+        }
         Command::Info { name } => {
             let stores = stores(session, name)?;
             let text: Vec<String> = stores.iter().map(details).collect();
@@ -157,19 +194,29 @@ fn some_or_none(text: String) -> String {
 
 fn list(stores: &[StoreInfo]) -> String {
     let mut table =
-        Table::new(&["NAME", ">SIZE", ">FREE", ">PRESENTED", ">DISKS", "STATE", "PATH"]);
+        Table::new(&["NAME", ">SIZE", ">FREE", ">USED", ">PRESENTED", ">DISKS", "STATE", "PATH"]);
     for store in stores {
         table.row([
             store.name.clone(),
             human(store.size),
             human(store.free),
+            format!("{}%", store.used_percent),
             human(store.presented),
             store.disks.to_string(),
-            store.state.clone(),
+            state(store),
             store.path.clone(),
         ]);
     }
     if stores.is_empty() { String::new() } else { table.text() }
+}
+
+/// Its state, and whether it is filling up.
+fn state(store: &StoreInfo) -> String {
+    match store.warning {
+        Some(_) if store.used_percent == 100 => format!("{}, full", store.state),
+        Some(at) => format!("{}, over {at}%", store.state),
+        None => store.state.clone(),
+    }
 }
 
 fn details(store: &StoreInfo) -> String {
@@ -180,7 +227,7 @@ fn details(store: &StoreInfo) -> String {
         ("name", store.name.clone()),
         ("uuid", store.uuid.clone()),
         ("path", store.path.clone()),
-        ("state", store.state.clone()),
+        ("state", state(store)),
         ("shards", store.shards.to_string()),
         ("size", human(store.size)),
         ("used", format!("{} ({})", human(used), percent(used, store.size))),

@@ -3,6 +3,8 @@
 mod client;
 mod disk;
 mod driver;
+mod fuzz;
+mod fuzz_messages;
 mod hostile;
 mod hostile_memory;
 mod inflight;

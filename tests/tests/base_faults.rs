@@ -1,0 +1,223 @@
+//! A base device that fails in every way short of a power cut, under the real daemon: the guest
+//! gets errors, never lies; the daemon lives and answers; and when the base is well again, or the
+//! store reopened, everything that was flushed is there.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lamina_tests::client::Device;
+use lamina_tests::disk::{Faults, Rig, Running, Which, ready};
+use lamina_tests::load::{Client, Mix, Rng};
+use lamina_tests::number;
+use serde_json::json;
+
+/// Longest wait for answers; far above what a noisy machine needs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for an answer over RPC while the base does not move.
+const RPC_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A rig with some data that is flushed, its connection, and its client.
+fn begin(seed: u64) -> (Rig, Device, Client) {
+    let rig = Rig::new(Faults::default());
+    let device = rig.connect(seed.is_multiple_of(2));
+    let mut client = rig.client(&device, seed);
+    let end = Instant::now() + Duration::from_millis(300);
+    client.run(|| Instant::now() > end);
+    assert!(client.flush(PATIENCE), "a flush on a good disk");
+    assert_eq!(client.counts.errors, 0, "no error on a good disk");
+    (rig, device, client)
+}
+
+/// Runs the client until it has seen an error.
+fn run_into_error(client: &mut Client) {
+    let (end, errors) = (Instant::now() + PATIENCE, client.counts.errors);
+    // A client stops by time; its counts are looked at in between.
+    while client.counts.errors == errors {
+        assert!(Instant::now() < end, "a fault of the base never reached the guest");
+        let slice = Instant::now() + Duration::from_millis(20);
+        client.run(|| Instant::now() > slice);
+    }
+    client.drain(PATIENCE);
+}
+
+fn assert_lives(rig: &Rig, when: &str) {
+    let begun = Instant::now();
+    rig.daemon.ask("lamina_store_info", json!({}));
+    rig.daemon.ask("lamina_stats", json!({}));
+    let took = begun.elapsed();
+    assert!(took < RPC_TIME_MAX, "{when}: two answers over RPC took {took:?}");
+}
+
+/// The store is closed and opened again, everything is read, and goes on.
+fn reopen_and_check(mut rig: Rig, device: Device, client: Client, what: &str) {
+    rig.tag = client.tag();
+    drop((client, device));
+    rig.reopen();
+    go_on(rig, what);
+}
+
+fn go_on(rig: Rig, what: &str) {
+    rig.settle().unwrap_or_else(|why| panic!("{what}: {why}\n{}", rig.daemon.log()));
+    let device = rig.connect(false);
+    let mut client = rig.client(&device, 99);
+    let end = Instant::now() + Duration::from_millis(200);
+    client.run(|| Instant::now() > end);
+    assert!(client.flush(PATIENCE), "{what}: a flush after the store was reopened");
+    assert_eq!(client.counts.errors, 0, "{what}: no error after the store was reopened");
+}
+
+#[test]
+fn a_write_that_fails_is_an_error_and_nothing_more() {
+    if !ready("a_write_that_fails_is_an_error_and_nothing_more") {
+        return;
+    }
+    for seed in 0..number("LAMINA_FAULTS", 4) {
+        let (mut rig, device, mut client) = begin(seed);
+        let nth = Rng::new(seed).below(400);
+        rig.disk.set_faults(Faults { writes: Which::Nth(nth), ..Faults::default() });
+        let end = Instant::now() + Duration::from_secs(1);
+        client.run(|| Instant::now() > end);
+        client.drain(PATIENCE);
+        assert_eq!(rig.disk.faults().writes, Which::None, "seed {seed}: the fault happened");
+        assert_lives(&rig, "after a failed write");
+        // A flush may fail now; if it does not, it holds.
+        let flushed = client.flush(PATIENCE);
+        println!("write {nth} failed: {:?}, flush after it {flushed}", client.counts);
+        rig.tag = client.tag();
+        drop((client, device));
+        rig.cut(&mut Rng::new(seed));
+        rig.daemon.start();
+        go_on(rig, &format!("write {nth} failed, then a power cut"));
+    }
+}
+
+#[test]
+fn a_failed_flush_stays_failed_until_the_store_is_reopened() {
+    if !ready("a_failed_flush_stays_failed_until_the_store_is_reopened") {
+        return;
+    }
+    for seed in 0..number("LAMINA_FAULTS", 4) {
+        let (mut rig, device, mut client) = begin(seed);
+        let nth = Rng::new(seed).below(20);
+        rig.disk.set_faults(Faults { fsyncs: Which::Nth(nth), ..Faults::default() });
+        let end = Instant::now() + PATIENCE;
+        while rig.disk.faults().fsyncs != Which::None {
+            assert!(Instant::now() < end, "seed {seed}: fsync {nth} never came");
+            let slice = Instant::now() + Duration::from_millis(20);
+            client.run(|| Instant::now() > slice);
+        }
+        client.drain(PATIENCE);
+        let before = client.counts.clone();
+        for round in 0..20 {
+            assert!(!client.flush(PATIENCE), "seed {seed}: flush {round} after the failed one");
+            let slice = Instant::now() + Duration::from_millis(10);
+            client.run(|| Instant::now() > slice);
+        }
+        client.drain(PATIENCE);
+        assert_eq!(client.counts.flushes, before.flushes, "seed {seed}: no flush succeeded");
+        assert_lives(&rig, "after a failed flush");
+        println!("fsync {nth} failed: {:?}", client.counts);
+        reopen_and_check(rig, device, client, &format!("fsync {nth} failed"));
+    }
+}
+
+#[test]
+fn a_base_without_space_refuses_writes_and_keeps_what_there_was() {
+    if !ready("a_base_without_space_refuses_writes_and_keeps_what_there_was") {
+        return;
+    }
+    let (mut rig, device, mut client) = begin(3);
+    rig.disk.set_faults(Faults { full: true, ..Faults::default() });
+    run_into_error(&mut client);
+    assert_lives(&rig, "with a full base");
+    rig.disk.set_faults(Faults::default());
+    reopen_and_check(rig, device, client, "the base was full");
+}
+
+#[test]
+fn a_stalled_base_loses_no_request_and_does_not_stop_rpc() {
+    if !ready("a_stalled_base_loses_no_request_and_does_not_stop_rpc") {
+        return;
+    }
+    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 5));
+    let (mut rig, device, client) = begin(4);
+    let progress = client.progress();
+    let running = Running::new(client);
+    let end = Instant::now() + stalled;
+    {
+        let _stall = rig.disk.stall();
+        while Instant::now() < end {
+            assert_lives(&rig, "while the base stalls");
+            sleep(Duration::from_millis(100));
+        }
+    }
+    let before = progress.load(std::sync::atomic::Ordering::Relaxed);
+    sleep(Duration::from_millis(500));
+    let mut client = running.stop();
+    assert!(client.flush(PATIENCE), "a flush after the stall");
+    assert_eq!(client.counts.errors, 0, "a stall is no error");
+    let after = progress.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(after > before + 100, "I/O went on after the stall: {before} to {after}");
+    rig.tag = client.tag();
+    drop((client, device));
+    rig.cut(&mut Rng::new(4));
+    rig.daemon.start();
+    go_on(rig, "after a stall and a power cut");
+}
+
+#[test]
+fn a_base_that_vanishes_and_returns_has_everything_that_was_flushed() {
+    if !ready("a_base_that_vanishes_and_returns_has_everything_that_was_flushed") {
+        return;
+    }
+    for restart in [false, true] {
+        let (mut rig, device, mut client) = begin(5);
+        rig.disk.set_faults(Faults { gone: true, ..Faults::default() });
+        run_into_error(&mut client);
+        assert_lives(&rig, "without its base");
+        assert!(!client.flush(PATIENCE), "no flush succeeds on a base that is gone");
+        if restart {
+            rig.tag = client.tag();
+            drop((client, device));
+            // A daemon that finds its base gone serves on without it.
+            rig.daemon.kill();
+            rig.daemon.start();
+            let info = rig.daemon.ask("lamina_store_info", json!({}));
+            assert_eq!(info[0]["state"], "failed", "{info}");
+            rig.disk.set_faults(Faults::default());
+            rig.daemon.ask("lamina_store_open", json!({"path": rig.disk.path()}));
+            go_on(rig, "the base came back to a new daemon");
+        } else {
+            rig.disk.set_faults(Faults::default());
+            assert!(!client.flush(PATIENCE), "a failed flush stays failed");
+            reopen_and_check(rig, device, client, "the base came back");
+        }
+    }
+}
+
+#[test]
+fn every_flush_of_the_guest_is_an_fsync_after_the_writes_it_covers() {
+    if !ready("every_flush_of_the_guest_is_an_fsync_after_the_writes_it_covers") {
+        return;
+    }
+    for seed in 10..12 {
+        let (rig, _device, client) = begin(seed);
+        rig.disk.start_record();
+        let mix = Mix { flushes: 120, ..Mix::default() };
+        let mut client = client.mix(mix);
+        client.flushed.clear();
+        let end = Instant::now() + Duration::from_secs(2);
+        client.run(|| Instant::now() > end);
+        client.drain(PATIENCE);
+        let record = rig.disk.take_record();
+        let mut covered = 0;
+        for (index, flushed) in client.flushed.iter().enumerate() {
+            covered += flushed.tags.len();
+            let checked = record.check_flush(&flushed.tags, flushed.answered);
+            checked.unwrap_or_else(|why| panic!("seed {seed}, flush {index}: {why}"));
+        }
+        let flushes = client.flushed.len();
+        println!("{flushes} flushes cover {covered} writes with {} fsyncs", record.fsyncs());
+        assert!(flushes > 50 && covered > 500, "{flushes} flushes cover {covered} writes");
+    }
+}
