@@ -151,8 +151,7 @@ impl Engine {
             error(ErrorKind::NotFound, text)
         };
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying).ok_or_else(missing)?;
-        let drained = snap.drain == 0 || planted(Canary::DrainForgotten);
-        Ok(snap.root.filter(|_| snap.written && drained))
+        Ok(snap.root.filter(|_| snap.written && snap.drain == 0))
     }
 
     /// True while writes older than the snapshot may still change its blocks.

@@ -5,7 +5,7 @@
 mod damage;
 mod simple;
 
-use damage::{Due, FRONT, NODE, Store, checked, put, put32};
+use damage::{Due, FRONT, NODE, Store, checked, put, put32, repaired};
 use lamina_bdev::check::{FindingKind, Severity};
 use lamina_bdev::*;
 use simple::{FILE, RAM, Rig};
@@ -454,7 +454,7 @@ const NODES: &[Case] = &[
         let ([.., leaf], bitmap) = (s.path(S), s.sb(120) + 1);
         s.set_link(leaf, 7, bitmap);
     }),
-    serves("leaf: a link marked lost", SOLO, Node, "out of bounds", |s| {
+    serves("leaf: a link marked lost", SOLO, Leak, "held by nothing", |s| {
         let [.., leaf] = s.path(S);
         s.set_link(leaf, 7, (1 << 47) - 1);
     }),
@@ -848,10 +848,7 @@ fn run(case: &Case, whole: &Store) -> Result<(), String> {
     }));
     let (cpu, peak) = (cpu_ns() - start, memory_kib("VmHWM").saturating_sub(before));
     let copies = 2 * (store.disk.len() as u64 >> 10);
-    outcome.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-    })?;
+    outcome.map_err(|panic| panic_text(&*panic))?;
     if cpu > CPU_NS_MAX {
         return Err(format!("it took {} ms of CPU time", cpu / 1_000_000));
     }
@@ -859,6 +856,98 @@ fn run(case: &Case, whole: &Store) -> Result<(), String> {
         return Err(format!("it took {peak} KiB of memory"));
     }
     Ok(())
+}
+
+/// What a repair without loss makes clean again.
+const MENDED: [FindingKind; 7] =
+    [Superblock, Label, Catalogue, Bitmap, NotAllocated, Leak, Counter];
+
+/// What a repair that may cut off makes clean again, beside that.
+const CUT_CLEAN: &[&str] = &[
+    "record: both copies rotten",
+    "record: root past the end",
+    "record: root is a bitmap",
+    "record: level too high",
+    "record: name of no letters",
+    "record: state unknown",
+    "record: of another slot",
+    "record: born in the future",
+    "log: head out of range",
+    "log: head without blocks",
+    "root: rotten",
+    "inner node: rotten",
+    "leaf: rotten",
+    "node: a link past the end",
+    "node: a link to the superblock",
+    "leaf: a link into the journal",
+    "leaf: a link to a bitmap",
+    "node: of another index",
+    "node: of another level",
+    "node: of another address",
+    "node: of another store",
+    "node: generation from the future",
+    "node: torn at 512",
+    "node: zeroed",
+];
+
+/// Repairs, looks, and serves as `case` says or better.
+fn mend(case: &Case, store: &mut Store, cut_off: bool) -> Result<bool, String> {
+    let (report, done) = match repaired(&mut store.disk, cut_off) {
+        Ok(found) => found,
+        Err(error) => {
+            assert_eq!(case.opens, Opens::Refused, "not repaired: {error}");
+            return Ok(false);
+        }
+    };
+    let clean = report.clean();
+    if clean {
+        assert!(!done.is_empty() || case.finds.is_none(), "clean, but nothing was done");
+        let (again, nothing) = repaired(&mut store.disk, cut_off).unwrap();
+        assert!(again.clean() && nothing.is_empty(), "a second repair did {nothing:?}");
+    }
+    if let Ok(mut rig) = open(store.disk.clone(), store) {
+        for due in store.due.iter().filter(|d| !is_victim(case, d)) {
+            assert_healthy(&mut rig, due, true);
+        }
+    } else {
+        assert_eq!(case.opens, Opens::Refused, "it is not served any more");
+    }
+    let must = case.finds.is_none_or(|kind| MENDED.contains(&kind))
+        || cut_off && CUT_CLEAN.contains(&case.name);
+    let lost = case.opens == Opens::Refused && case.finds != Some(Catalogue);
+    if must && !lost && !clean {
+        let texts: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        return Err(format!("not clean after repair (cut off: {cut_off}): {texts:#?}; {done:#?}"));
+    }
+    Ok(clean)
+}
+
+#[test]
+fn repair_mends_what_it_can_and_harms_nobody() {
+    let only = std::env::var("CORRUPT_CASE").ok();
+    let whole = Store::new(RAM);
+    let mut failed = Vec::new();
+    for case in cases() {
+        if only.as_ref().is_some_and(|only| !case.name.contains(only.as_str())) {
+            continue;
+        }
+        for cut_off in [false, true] {
+            let mut store = whole.clone();
+            (case.damage)(&mut store);
+            let outcome = catch_unwind(AssertUnwindSafe(|| mend(&case, &mut store, cut_off)));
+            match outcome {
+                Ok(Ok(_)) => {}
+                Ok(Err(why)) => failed.push(format!("{}: {why}", case.name)),
+                Err(panic) => failed.push(format!("{}: {}", case.name, panic_text(&*panic))),
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
 }
 
 #[test]

@@ -204,11 +204,9 @@ fn cost_follows_the_difference_and_live_disks_are_refused() {
     let new = rig.snapshot(disk, "new");
     let (base, view) = (rig.attach(Target::Snapshot(old)), rig.attach(Target::Snapshot(new)));
     let before = rig.engine.stats().base_reads;
-    let query =
-        DiffQuery { base: Some(base), view, offset: 0, extents_max: 100, reads_max: 1000 };
+    let query = DiffQuery { base: Some(base), view, offset: 0, extents_max: 100, reads_max: 1000 };
     let Reply::Changes(page) = rig.command(Command::Diff(query)).unwrap() else { panic!() };
-    let changed =
-        ChangedExtent { offset: 100 * (4 << 30), length: 4096, kind: ChangeKind::Data };
+    let changed = ChangedExtent { offset: 100 * (4 << 30), length: 4096, kind: ChangeKind::Data };
     assert_eq!((page.extents, page.next), (vec![changed], None));
     let reads = rig.engine.stats().base_reads - before;
     assert!(reads <= 8, "{reads} reads for one changed block");

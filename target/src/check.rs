@@ -1,7 +1,7 @@
 //! Checking stores: what the engine's checker needs of a device, and its report as RPC and the
 //! command line show it.
 
-use lamina_bdev::check::{ReadBlocks, Report};
+use lamina_bdev::check::{ReadBlocks, Report, WriteBlocks};
 use lamina_bdev::{BLOCK_SIZE, Error};
 use lamina_rpc::methods::{CheckCounts, CheckFinding, CheckReport};
 
@@ -13,6 +13,16 @@ pub struct CheckedFile<'a>(pub &'a BaseFile);
 impl ReadBlocks for CheckedFile<'_> {
     fn read(&mut self, block: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.0.read_at(buf, block * BLOCK_SIZE as u64)
+    }
+}
+
+impl WriteBlocks for CheckedFile<'_> {
+    fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.0.write_at(bytes, block * BLOCK_SIZE as u64)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.0.sync()
     }
 }
 

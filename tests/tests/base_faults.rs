@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lamina_tests::client::Device;
-use lamina_tests::disk::{Faults, Rig, Running, Which, ready};
+use lamina_tests::disk::{Faults, Rig, Running, Way, Which, ready};
 use lamina_tests::load::{Client, Mix, Rng};
 use lamina_tests::number;
 use serde_json::json;
@@ -18,7 +18,11 @@ const RPC_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A rig with some data that is flushed, its connection, and its client.
 fn begin(seed: u64) -> (Rig, Device, Client) {
-    let rig = Rig::new(Faults::default());
+    begin_on(Way::File, seed)
+}
+
+fn begin_on(way: Way, seed: u64) -> (Rig, Device, Client) {
+    let rig = Rig::new(way, Faults::default());
     let device = rig.connect(seed.is_multiple_of(2));
     let mut client = rig.client(&device, seed);
     let end = Instant::now() + Duration::from_millis(300);
@@ -97,7 +101,7 @@ fn a_failed_flush_stays_failed_until_the_store_is_reopened() {
         return;
     }
     for seed in 0..number("LAMINA_FAULTS", 4) {
-        let (mut rig, device, mut client) = begin(seed);
+        let (rig, device, mut client) = begin(seed);
         let nth = Rng::new(seed).below(20);
         rig.disk.set_faults(Faults { fsyncs: Which::Nth(nth), ..Faults::default() });
         let end = Instant::now() + PATIENCE;
@@ -126,7 +130,7 @@ fn a_base_without_space_refuses_writes_and_keeps_what_there_was() {
     if !ready("a_base_without_space_refuses_writes_and_keeps_what_there_was") {
         return;
     }
-    let (mut rig, device, mut client) = begin(3);
+    let (rig, device, mut client) = begin(3);
     rig.disk.set_faults(Faults { full: true, ..Faults::default() });
     run_into_error(&mut client);
     assert_lives(&rig, "with a full base");
@@ -140,16 +144,17 @@ fn a_stalled_base_loses_no_request_and_does_not_stop_rpc() {
         return;
     }
     let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 5));
-    let (mut rig, device, client) = begin(4);
+    let (mut rig, device, client) = begin_on(Way::Block, 4);
     let progress = client.progress();
     let running = Running::new(client);
     let end = Instant::now() + stalled;
     {
-        let _stall = rig.disk.stall();
+        let stall = rig.disk.stall();
         while Instant::now() < end {
             assert_lives(&rig, "while the base stalls");
             sleep(Duration::from_millis(100));
         }
+        assert!(stall.held() > 0, "the base was asked for something while it stalled");
     }
     let before = progress.load(std::sync::atomic::Ordering::Relaxed);
     sleep(Duration::from_millis(500));
@@ -185,7 +190,7 @@ fn a_base_that_vanishes_and_returns_has_everything_that_was_flushed() {
             let info = rig.daemon.ask("lamina_store_info", json!({}));
             assert_eq!(info[0]["state"], "failed", "{info}");
             rig.disk.set_faults(Faults::default());
-            rig.daemon.ask("lamina_store_open", json!({"path": rig.disk.path()}));
+            rig.daemon.ask("lamina_store_open", json!({"path": rig.base()}));
             go_on(rig, "the base came back to a new daemon");
         } else {
             rig.disk.set_faults(Faults::default());

@@ -158,10 +158,8 @@ fn killed(packed: bool, kills: u64, seed: u64) {
         reads += client.counts.reads;
     }
     let device = run.device.as_ref().expect("the device is ours");
-    check_disk(&device.queue(0), DISK_BLOCKS, |block, found| {
-        lock(&model).check_read(block, found)
-    })
-    .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    check_disk(&device.queue(0), DISK_BLOCKS, |block, found| lock(&model).check_read(block, found))
+        .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     let checked = run.snapshots.check(&run.daemon, After::Kill);
     checked.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     run.first_io.sort_unstable();

@@ -169,9 +169,6 @@ fn contend(packed: bool, seed: u64, seconds: u64) {
         daemon.spawn();
         device.reconnect(PATIENCE).unwrap_or_else(|why| panic!("{why}"));
         daemon.wait_until_ready();
-        if std::env::var_os("LAMINA_DEBUG").is_some() {
-            for i in 0..CLIENTS { let q = device.queue(i.into()); let q = client::lock(&q); eprintln!("{:?} queue {i} inflight {} answered {}", start.elapsed(), q.in_flight(), q.answered); }
-        }
     }
     stop.store(true, Ordering::Relaxed);
     let mut histories = vec![Vec::new(); BLOCKS];

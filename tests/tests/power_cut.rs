@@ -13,8 +13,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lamina_tests::disk::{Faults, Rig, Running, ready};
-use lamina_tests::load::{After, Rng, Snapshots};
+use lamina_tests::disk::{Faults, Rig, Running, Way, ready};
+use lamina_tests::load::{After, Mix, Rng, Snapshots};
 use lamina_tests::number;
 
 /// Snapshots kept at most.
@@ -43,8 +43,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64, faults: Faults, tally: Tally) -> Run {
-        let rig = Rig::new(faults);
+    fn new(seed: u64, way: Way, faults: Faults, tally: Tally) -> Run {
+        let rig = Rig::new(way, faults);
         let snapshots = Snapshots::new("vm", rig.model.clone());
         Run { rig, snapshots, rng: Rng::new(seed), tally }
     }
@@ -52,7 +52,10 @@ impl Run {
     /// Lets the client write for a while and takes the power away.
     fn write_and_cut(&mut self) {
         let device = self.rig.connect(self.rng.below(2) == 0);
-        let client = self.rig.client(&device, self.rng.next());
+        // The rarer flushes are, the more there is to lose.
+        let flushes = [1, 5, 40][self.rng.index(3)];
+        let mix = Mix { flushes, ..Mix::default() };
+        let client = self.rig.client(&device, self.rng.next()).mix(mix);
         let running = Running::new(client);
         let end = Instant::now() + Duration::from_millis(self.rng.between(50, 900));
         while self.rng.below(3) > 0 && Instant::now() < end {
@@ -120,13 +123,14 @@ fn the_contract_holds_after_every_power_cut() {
     while tally.cuts < cuts {
         store += 1;
         let last = (tally.cuts + CUTS_OF_A_STORE).min(cuts);
-        let mut run = Run::new(seed * 1000 + store, Faults::default(), tally);
+        let way = if store % 2 == 0 { Way::Block } else { Way::File };
+        let mut run = Run::new(seed * 1000 + store, way, Faults::default(), tally);
         while run.tally.cuts < last {
             run.write_and_cut();
             run.restart();
             let checked = run.check();
             checked.unwrap_or_else(|why| {
-                panic!("seed {seed}, store {store}, cut {}: {why}", run.tally.cuts)
+                panic!("seed {seed}, store {store} ({way:?}), cut {}: {why}", run.tally.cuts)
             });
         }
         tally = run.tally;
@@ -142,7 +146,7 @@ fn a_disk_that_lies_about_fsync_is_found_out() {
     }
     // The test above must be able to fail.
     let lying = Faults { lying: true, ..Faults::default() };
-    let mut run = Run::new(7, lying, Tally::default());
+    let mut run = Run::new(7, Way::File, lying, Tally::default());
     let found = (0..10).any(|_| {
         run.write_and_cut();
         run.rig.daemon.start();

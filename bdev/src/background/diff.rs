@@ -134,10 +134,9 @@ impl Engine {
                     self.diffs.queue.push_front(diff);
                     continue;
                 }
-                Ok(Some(next)) => Ok(Reply::Changes(Box::new(Changes {
-                    extents: diff.found,
-                    next,
-                }))),
+                Ok(Some(next)) => {
+                    Ok(Reply::Changes(Box::new(Changes { extents: diff.found, next })))
+                }
                 Err(error) => Err(error),
             };
             self.replies.push_back((diff.cookie, outcome));
@@ -277,13 +276,7 @@ impl Engine {
     }
 
     /// The buffer that has a node.
-    fn diff_node(
-        &mut self,
-        side: Side,
-        address: u64,
-        level: u8,
-        leaf: u64,
-    ) -> Result<usize, Stop> {
+    fn diff_node(&mut self, side: Side, address: u64, level: u8, leaf: u64) -> Result<usize, Stop> {
         let index = leaf >> (LEVEL_BITS * u32::from(level));
         match self.walk_node(DIFF, address, level, index) {
             Walk::Node(_, buffer) => Ok(buffer),

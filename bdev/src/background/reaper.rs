@@ -258,7 +258,7 @@ impl Engine {
                 self.keep_shared(leaf)?;
                 for i in 0..LINKS {
                     let block = self.checkpoint.reap.links[i] & node::ADDRESS;
-                    if block != 0 {
+                    if block != 0 && block != node::LOST {
                         self.checkpoint.old_freed.push(block, 1);
                     }
                 }

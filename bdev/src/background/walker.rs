@@ -143,7 +143,7 @@ impl Engine {
                 let read = node::read(bytes, links, self.store, self.shard, address);
                 match read {
                     Ok(info) if info.level == level && info.index == index => {
-                        if node::linkable(links, level, &self.space.geometry) {
+                        if node::linkable(links, &self.space.geometry) {
                             Buffer::Node { address, used }
                         } else {
                             Buffer::Damaged { address, used }

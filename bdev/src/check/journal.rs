@@ -4,7 +4,7 @@
 //! store is opened. A block the tree drops at replay is still the tree's.
 
 use super::report::{FindingKind, Severity};
-use super::system::Shard;
+use super::system::{Shard, Slot};
 use crate::error::Error;
 use crate::format::Block;
 use crate::format::disk_record::State;
@@ -61,10 +61,13 @@ impl Shard<'_> {
         }
         for ((disk, why), (lsn, vba, count)) in std::mem::take(&mut self.journal.skipped) {
             let at = self.journal_address(lsn);
+            // A disk that a repair gave up: replay passes them over.
+            let given_up = matches!(self.slots.get(disk as usize), Some(Slot::Free));
+            let severity = if given_up { Severity::Note } else { Severity::Error };
             let text = format!(
                 "{count} journal records, the first in journal block {lsn} (block {at}) for disk block {vba}, cannot be replayed: {why}"
             );
-            self.find_on(Severity::Error, FindingKind::Journal, disk, Some(at), &text);
+            self.find_on(severity, FindingKind::Journal, disk, Some(at), &text);
         }
         if let Some(block) = self.journal.settle() {
             let text = format!("two journal records name block {block}");

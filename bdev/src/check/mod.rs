@@ -31,6 +31,7 @@
 
 mod blocks;
 mod journal;
+mod repair;
 mod report;
 mod shared;
 mod space;
@@ -41,6 +42,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::label::{LABEL_BYTES, StoreLabel, read_label};
 use crate::types::BLOCK_SIZE;
 use blocks::Reader;
+pub use repair::{RepairOptions, WriteBlocks, repair};
 pub use report::{Counts, Finding, FindingKind, Report, Severity};
 use system::Shard;
 
@@ -140,7 +142,7 @@ fn check_label(
         let damage = match read_label(&alone, device_bytes) {
             Ok(found) if found == label => continue,
             Ok(_) => "says something else than the other copy".to_string(),
-            Err(error) => error.message,
+            Err(_) => "its checksum or its content is wrong".to_string(),
         };
         report.add(Finding {
             severity: Severity::Warning,
@@ -163,14 +165,9 @@ fn check_shard(
     report: &mut Report,
     progress: OnProgress<'_>,
 ) -> Result<(), Error> {
-    let block = BLOCK_SIZE as u64;
-    let blocks = label.region_bytes / block;
-    let first = label.first_region / block + u64::from(number) * blocks;
-    let reader = Reader::new(device, first, blocks);
+    let reader = region_reader(device, label, number);
     report.counts.shards += 1;
-    let mut on_progress = |phase, done, total| {
-        progress(CheckProgress { shard: number, shards: label.shards, phase, done, total })
-    };
+    let mut on_progress = told(label, number, progress);
     let shard = Shard::open(reader, label, number, options, report, &mut on_progress)?;
     let Some(mut shard) = shard else { return Ok(()) };
     shard.mark_trees()?;
@@ -179,4 +176,28 @@ fn check_shard(
         shard.check_journal()?;
     }
     shard.sweep()
+}
+
+/// First block of a shard's region on the device.
+fn first_block(label: &StoreLabel, number: u32) -> u64 {
+    let block = BLOCK_SIZE as u64;
+    label.first_region / block + u64::from(number) * (label.region_bytes / block)
+}
+
+fn region_reader<'a>(
+    device: &'a mut dyn ReadBlocks,
+    label: &StoreLabel,
+    number: u32,
+) -> Reader<'a> {
+    let blocks = label.region_bytes / BLOCK_SIZE as u64;
+    Reader::new(device, first_block(label, number), blocks)
+}
+
+fn told(
+    label: &StoreLabel,
+    shard: u32,
+    progress: OnProgress<'_>,
+) -> impl FnMut(CheckPhase, u64, u64) -> bool {
+    let shards = label.shards;
+    move |phase, done, total| progress(CheckProgress { shard, shards, phase, done, total })
 }

@@ -2,6 +2,7 @@
 
 use super::blocks::{Bits, Reader};
 use super::journal::JournalRuns;
+use super::repair::Broken;
 use super::report::{Finding, FindingKind, Report, Severity};
 use super::space::Bitmap;
 use super::tree::NodeSeen;
@@ -12,10 +13,10 @@ use crate::format::extent::{CATALOGUE_ENTRIES, Entry, read_entries};
 use crate::format::label::StoreLabel;
 use crate::format::snapshot_log::{self, LogEntry};
 use crate::format::superblock::{Geometry, Superblock};
-use crate::format::{Block, Damage, Header, Kind, pick_side, unseal};
+use crate::format::{Block, Damage, Header, Kind, Side, pick_side, unseal};
 use crate::limits::EXTENT_HEAD_BLOCKS;
 use crate::types::{BLOCK_SIZE, Uuid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the pairs of a served store are read before the check gives up.
 const CHASES_MAX: usize = 64;
@@ -31,6 +32,8 @@ pub(super) struct DiskState {
     pub log_read: bool,
     /// Disks of one family descend from each other, and may share blocks.
     pub family: u32,
+    /// Mapped blocks of its live tree, once counted.
+    pub counted: Option<u64>,
 }
 
 /// What a record slot holds.
@@ -64,6 +67,10 @@ pub(super) struct Shard<'a> {
     pub journal: JournalRuns,
     /// Something cannot be read: what it held is unknown.
     pub blind: bool,
+    /// Nodes that cannot be used.
+    pub broken: Vec<Broken>,
+    /// Blocks of nodes that something else holds too.
+    pub contested: BTreeSet<u64>,
     pub report: &'a mut Report,
     told: Told<'a>,
     told_done: u64,
@@ -94,6 +101,8 @@ impl<'a> Shard<'a> {
             nodes: BTreeMap::new(),
             journal: JournalRuns::default(),
             blind: false,
+            broken: Vec::new(),
+            contested: BTreeSet::new(),
             report,
             told,
             told_done: 0,
@@ -185,7 +194,7 @@ impl<'a> Shard<'a> {
         }
     }
 
-    fn superblocks(&mut self) -> Result<[Result<Superblock, Damage>; 2], Error> {
+    pub fn superblocks(&mut self) -> Result<[Result<Superblock, Damage>; 2], Error> {
         let [a, b] = self.reader.pair(0)?;
         let shard = self.number as u16;
         Ok([Superblock::read(&a, self.store, shard, 0), Superblock::read(&b, self.store, shard, 1)])
@@ -240,7 +249,7 @@ impl<'a> Shard<'a> {
     }
 
     /// The copy of a pair that counts.
-    fn pick(&mut self, kind: Kind, address: u64) -> Result<Picked, Error> {
+    pub fn pick(&mut self, kind: Kind, address: u64) -> Result<Picked, Error> {
         let both = match self.reader.pair(address) {
             Ok(both) => both,
             Err(error) => return Ok(Picked::Unreadable(error)),
@@ -251,7 +260,7 @@ impl<'a> Shard<'a> {
         };
         let headers = [open(0), open(1)];
         match pick_side(headers, self.superblock.generation) {
-            Ok((side, header)) => Ok(Picked::Copy(Box::new(both[side.current]), header)),
+            Ok((side, header)) => Ok(Picked::Copy(Box::new(both[side.current]), side, header)),
             Err(damage) => Ok(Picked::Damaged(damage)),
         }
     }
@@ -267,8 +276,8 @@ impl<'a> Shard<'a> {
             let mut entries = vec![Entry::default(); end.saturating_sub(first)];
             let max = (g.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
             let damage = match self.pick(Kind::Catalogue, address)? {
-                Picked::Copy(_, header) if header.index != pair => Damage::Identity.to_string(),
-                Picked::Copy(block, _) => match read_entries(&block, &mut entries, max) {
+                Picked::Copy(_, _, header) if header.index != pair => Damage::Identity.to_string(),
+                Picked::Copy(block, _, _) => match read_entries(&block, &mut entries, max) {
                     Ok(()) => {
                         for (to, from) in self.entries[first..].iter_mut().zip(entries) {
                             *to = Some(from);
@@ -297,10 +306,10 @@ impl<'a> Shard<'a> {
             self.tell(CheckPhase::System, g.catalogue_pairs + slot, g.catalogue_pairs + used)?;
             let address = g.records + 2 * slot;
             let read = match self.pick(Kind::DiskRecord, address)? {
-                Picked::Copy(_, h) if h.index != slot || u64::from(h.owner) != slot => {
+                Picked::Copy(_, _, h) if h.index != slot || u64::from(h.owner) != slot => {
                     Err(Damage::Identity.to_string())
                 }
-                Picked::Copy(block, _) => disk_record::read(&block).map_err(|d| d.to_string()),
+                Picked::Copy(block, _, _) => disk_record::read(&block).map_err(|d| d.to_string()),
                 Picked::Damaged(damage) => Err(damage.to_string()),
                 Picked::Unreadable(error) => Err(error.message),
             };
@@ -346,7 +355,14 @@ impl<'a> Shard<'a> {
             return Err("it is from the future".to_string());
         }
         let (snaps, log) = (Vec::new(), Vec::new());
-        Ok(Some(Box::new(DiskState { record, snaps, log, log_read: true, family: 0 })))
+        Ok(Some(Box::new(DiskState {
+            record,
+            snaps,
+            log,
+            log_read: true,
+            family: 0,
+            counted: None,
+        })))
     }
 
     fn read_logs(&mut self) -> Result<(), Error> {
@@ -387,10 +403,10 @@ impl<'a> Shard<'a> {
     ) -> Result<Result<u64, String>, Error> {
         let g = self.geometry();
         let found = match self.pick(Kind::SnapshotLog, address)? {
-            Picked::Copy(_, h) if h.owner != slot || h.index != number => {
+            Picked::Copy(_, _, h) if h.owner != slot || h.index != number => {
                 return Ok(Err(Damage::Identity.to_string()));
             }
-            Picked::Copy(block, _) => snapshot_log::read(&block),
+            Picked::Copy(block, _, _) => snapshot_log::read(&block),
             Picked::Damaged(damage) => Err(damage),
             Picked::Unreadable(error) => return Ok(Err(error.message)),
         };
@@ -520,8 +536,8 @@ impl<'a> Shard<'a> {
 }
 
 /// A pair as read.
-enum Picked {
-    Copy(Box<Block>, Header),
+pub(super) enum Picked {
+    Copy(Box<Block>, Side, Header),
     Damaged(Damage),
     Unreadable(Error),
 }

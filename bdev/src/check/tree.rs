@@ -7,6 +7,7 @@
 //! cloned from.
 
 use super::CheckPhase;
+use super::repair::Broken;
 use super::report::{FindingKind, Severity};
 use super::system::{Shard, Slot};
 use crate::error::Error;
@@ -183,6 +184,11 @@ impl Shard<'_> {
             self.tell_trees()?;
             let top = Place { level: v.root_level, index: 0 };
             let mapped = if v.taken_apart(top) { None } else { self.mark(v, top, v.root)? };
+            if v.snap.is_none()
+                && let Slot::Disk(disk) = &mut self.slots[v.slot as usize]
+            {
+                disk.counted = mapped.filter(|_| v.mapped.is_some());
+            }
             if let (Some(says), Some(has)) = (v.mapped, mapped)
                 && says != has
             {
@@ -210,6 +216,7 @@ impl Shard<'_> {
         }
         let doubly = self.used.add(address);
         if doubly {
+            self.contested.insert(address);
             let text = format!(
                 "map node at block {address} ({}) is also a data block elsewhere",
                 describe(place)
@@ -221,6 +228,10 @@ impl Shard<'_> {
             Ok(opened) => opened,
             Err(damage) => {
                 self.blind = true;
+                // Of a disk that was cloned, nobody knows how old it was.
+                let origin = self.disk(v.slot).and_then(|d| d.record.origin);
+                let birth = if origin.is_some() { 0 } else { v.epoch };
+                self.broken.push(Broken { address, place, slot: v.slot, birth });
                 let text = format!(
                     "map node at block {address} ({}) cannot be used: {damage}",
                     describe(place)
@@ -284,18 +295,23 @@ impl Shard<'_> {
         leaf: u64,
         opened: &Opened,
     ) -> Result<Option<u64>, Error> {
-        let mut mapped = 0;
+        let (mut mapped, mut lost) = (0, 0);
         for (at, link) in opened.links.iter().enumerate() {
             let block = link & node::ADDRESS;
             if block == 0 {
                 continue;
             }
             mapped += 1;
+            if block == node::LOST {
+                lost += 1;
+                continue;
+            }
             if !self.used.add(block) {
                 self.report.counts.data_blocks += 1;
                 continue;
             }
             if self.nodes.contains_key(&block) {
+                self.contested.insert(block);
                 let vba = place.first_block() + at as u64;
                 let text = format!(
                     "disk block {vba} (leaf at block {leaf}) is at block {block}, which holds metadata"
@@ -305,8 +321,15 @@ impl Shard<'_> {
                 self.shared.add(block);
             }
         }
+        if lost > 0 {
+            let text = format!(
+                "{lost} of 512 blocks from disk block {} on were given up after earlier damage and answer with errors",
+                place.first_block()
+            );
+            self.find_in(Severity::Note, FindingKind::Lost, v, leaf, &text);
+        }
         self.tell_trees()?;
-        Ok(Some(mapped))
+        Ok((lost == 0).then_some(mapped))
     }
 
     fn remember(&mut self, v: &Version, place: Place, address: u64, info: Option<&NodeInfo>) {
@@ -316,7 +339,8 @@ impl Shard<'_> {
             family: v.family,
             owner,
             birth,
-            generation: info.map_or(0, |i| i.generation),
+            // One that cannot be read may be anybody's.
+            generation: info.map_or(u64::MAX, |i| i.generation),
             mapped: None,
             again: false,
         };
@@ -352,6 +376,7 @@ impl Shard<'_> {
                 Err(why) => why,
             }
         };
+        self.contested.insert(address);
         let text = format!("map node at block {address} ({}) {why}", describe(place));
         self.find_in(Severity::Error, FindingKind::Shared, v, address, &text);
         None
@@ -386,7 +411,7 @@ impl Shard<'_> {
             let (is, last) = (info.generation, self.superblock.generation);
             return Err(format!("it is from consistency point {is}, but {last} was the last"));
         }
-        if let Some(at) = bad_link(&links, info.level, |b| geometry.linkable(b)) {
+        if let Some(at) = bad_link(&links, |b| geometry.linkable(b)) {
             let block = links[at] & node::ADDRESS;
             return Err(format!("its link {at} leads out of bounds, to block {block}"));
         }
@@ -427,11 +452,10 @@ impl Shard<'_> {
     }
 }
 
-fn bad_link(links: &[u64; LINKS], level: u8, linkable: impl Fn(u64) -> bool) -> Option<usize> {
+fn bad_link(links: &[u64; LINKS], linkable: impl Fn(u64) -> bool) -> Option<usize> {
     links.iter().position(|link| {
         let block = link & node::ADDRESS;
-        let lost = block == node::LOST && level > 0;
-        block != 0 && !lost && !linkable(block)
+        block != 0 && block != node::LOST && !linkable(block)
     })
 }
 

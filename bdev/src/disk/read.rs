@@ -147,6 +147,12 @@ impl Engine {
             let links = &self.cache.links[op.leaf as usize][op.first as usize..];
             let (mut block, skip) = (from as usize / BLOCK_SIZE, from as usize % BLOCK_SIZE);
             let start = links[block] & node::ADDRESS;
+            if start == node::LOST {
+                let op = &mut self.slots[index];
+                op.status = Status::Corrupt;
+                op.part_bytes = op.issued;
+                return;
+            }
             let mut len = BLOCK_SIZE - skip;
             let left = (op.part_bytes - op.issued) as usize;
             while len < left {

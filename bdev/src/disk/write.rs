@@ -388,6 +388,10 @@ impl Engine {
         let page = op.page.expect("a partial write has a page");
         let link = self.cache.links[op.leaf as usize][op.first as usize] & node::ADDRESS;
         self.slots[index].stage = Stage::RmwRead;
+        if link == node::LOST {
+            self.slots[index].status = Status::Corrupt;
+            return true;
+        }
         if link == 0 {
             if !planted(Canary::OldBytes) {
                 self.pages.bytes_mut(page).fill(0);

@@ -12,6 +12,9 @@ pub(crate) const CATALOGUE_ENTRIES: usize = (BLOCK_SIZE - HEADER_LEN) / 16;
 /// 64-bit words of a full bitmap.
 pub(crate) const BITMAP_WORDS: usize = (EXTENT_BLOCKS_MAX / 64) as usize;
 
+/// Generation of a bitmap that must not be believed: no copy has it.
+pub(crate) const UNTRUSTED: u64 = u64::MAX;
+
 /// What an extent's blocks are used for. A preference, not a wall: when nothing else is left,
 /// either kind goes anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -48,7 +48,7 @@ fn fuzz_node(input: &[u8]) {
     let mut links = [0; LINKS];
     let Ok(info) = node::read(&block, &mut links, STORE, 0, ADDRESS) else { return };
     let geometry = Geometry::plan(8192, 0).expect("a lawful size");
-    node::linkable(&links, info.level, &geometry);
+    node::linkable(&links, &geometry);
     let (mut again, mut twin) = ([0; BLOCK_SIZE], [0; LINKS]);
     node::write(&mut again, &links, &info, STORE, 0, ADDRESS);
     assert_eq!(node::read(&again, &mut twin, STORE, 0, ADDRESS), Ok(info));

@@ -128,9 +128,13 @@ pub fn format_plan(params: &FormatParams) -> Result<Vec<FormatWrite>, Error> {
             writes.push(FormatWrite { offset: start + at * block, bytes });
         }
     }
-    let copies = [label_block(&label, 0), label_block(&label, 1)].concat();
-    writes.push(FormatWrite { offset: 0, bytes: copies });
+    writes.push(FormatWrite { offset: 0, bytes: write_labels(&label) });
     Ok(writes)
+}
+
+/// Both copies of a label, as they lie in the first blocks of the device.
+pub(crate) fn write_labels(label: &StoreLabel) -> Vec<u8> {
+    [label_block(label, 0), label_block(label, 1)].concat()
 }
 
 /// Reads the label from the first [`LABEL_BYTES`] bytes of a device.

@@ -18,12 +18,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Where the header stands.
 pub(crate) const HEADER_AT: usize = LINKS * 6;
 const EXTRA_AT: usize = HEADER_AT + HEADER_LEN;
+const EXTRA_LEN: usize = size_of::<RawExtra>();
 
 /// Bit 47: everything below is shared with an older version.
 pub(crate) const READ_ONLY: u64 = 1 << 47;
 /// Bits 0-46.
 pub(crate) const ADDRESS: u64 = READ_ONLY - 1;
-/// The block of a link to nodes that a damaged parent had led to.
+/// The block of a link to what a damaged node had led to: reads and writes there are errors.
 pub(crate) const LOST: u64 = ADDRESS;
 /// All that lies on disk; bits above are the cache's own.
 pub(crate) const ON_DISK: u64 = READ_ONLY | ADDRESS;
@@ -53,13 +54,10 @@ pub(crate) struct NodeInfo {
     pub shared_with: u64,
 }
 
-/// True if a node of `level` may have such links in a region of that geometry.
-pub(crate) fn linkable(links: &[u64; LINKS], level: u8, geometry: &Geometry) -> bool {
-    links.iter().map(|link| link & ADDRESS).all(|block| match block {
-        0 => true,
-        LOST => level > 0,
-        block => geometry.linkable(block),
-    })
+/// True if a node may have such links in a region of that geometry.
+pub(crate) fn linkable(links: &[u64; LINKS], geometry: &Geometry) -> bool {
+    let mut blocks = links.iter().map(|link| link & ADDRESS);
+    blocks.all(|block| block == 0 || block == LOST || geometry.linkable(block))
 }
 
 /// Writes a node for `address`; returns false if no link is set (the caller drops such nodes).
@@ -76,7 +74,7 @@ pub(crate) fn write(
     }
     block[HEADER_AT..].fill(0);
     let extra = RawExtra { birth: U64::new(info.birth), shared_with: U64::new(info.shared_with) };
-    block[EXTRA_AT..EXTRA_AT + 16].copy_from_slice(extra.as_bytes());
+    block[EXTRA_AT..EXTRA_AT + EXTRA_LEN].copy_from_slice(extra.as_bytes());
     let header = Header {
         kind: Kind::Node,
         level: info.level,
@@ -107,8 +105,8 @@ pub(crate) fn read(
         let high = u16::from_le_bytes(bytes[4..].try_into().expect("2 bytes"));
         *link = u64::from(low) | u64::from(high) << 32;
     }
-    let extra =
-        RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + 16]).map_err(|_| Damage::Content)?;
+    let extra = RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + EXTRA_LEN])
+        .map_err(|_| Damage::Content)?;
     Ok(NodeInfo {
         level: header.level,
         owner: header.owner,

@@ -33,7 +33,7 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// Lays out a region of `region_blocks` with a journal of `journal_blocks` (0 = by size).
-    fn plan(region_blocks: u64, journal_blocks: u64) -> Result<Geometry, Error> {
+    pub(super) fn plan(region_blocks: u64, journal_blocks: u64) -> Result<Geometry, Error> {
         let by_size = (region_blocks / 64).clamp(64, 4096);
         let journal_blocks = if journal_blocks == 0 { by_size } else { journal_blocks };
         let extent_blocks =
@@ -76,7 +76,7 @@ impl Geometry {
     }
 
     /// True if the numbers from a disk are ones that `plan` could have made.
-    fn lawful(&self) -> bool {
+    pub(super) fn lawful(&self) -> bool {
         let small = [
             self.region_blocks,
             self.catalogue,

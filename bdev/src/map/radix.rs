@@ -175,7 +175,7 @@ impl Engine {
                 && info.index == key.index()
                 && info.generation <= self.superblock.generation + 1
                 && self.may_own(disk, info.owner);
-            let linkable = node::linkable(links, info.level, geometry);
+            let linkable = node::linkable(links, geometry);
             match (fits, linkable) {
                 (true, true) => Ok(info),
                 (true, false) => Err(crate::format::Damage::Content),
@@ -293,6 +293,8 @@ impl Engine {
             }
             if old & node::READ_ONLY == 0 {
                 self.checkpoint.freed.push(address);
+            } else if address == node::LOST {
+                // What was there is out of reach; `check --repair` finds it.
             } else if (shared_with != newest || ambiguous) && !planted(Canary::UndecidedLost) {
                 self.checkpoint.add_undecided(disk, epoch, vba + i as u64, address);
             }

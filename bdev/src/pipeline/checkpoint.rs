@@ -316,6 +316,11 @@ impl Checkpoint {
         self.bad_node = Some(BadNode { key, tries: tries.saturating_add(1), damaged });
     }
 
+    /// True if the node that failed last was read, but is not what should be there.
+    pub fn bad_node_is_damaged(&self) -> bool {
+        self.bad_node.is_some_and(|bad| bad.damaged)
+    }
+
     /// True if reading this node has failed too often.
     pub fn gave_up_on(&self, key: Key) -> Option<BadNode> {
         self.bad_node.filter(|bad| bad.key == key && bad.tries >= WRITE_RETRIES)

@@ -386,7 +386,11 @@ impl Space {
             return None;
         }
         let at = (block - self.geometry.extent_start(extent as u64)) as usize;
-        let Some(map) = self.maps[extent].as_mut() else { return Some(()) };
+        if self.sealed[extent] {
+            self.distrust(extent);
+            return Some(());
+        }
+        let map = self.maps[extent].as_mut().expect("loaded or sealed");
         let bit = 1 << (at % 64);
         if used {
             assert!(map.disk[at / 64] & bit == 0, "block {block} is allocated twice");
@@ -397,6 +401,7 @@ impl Space {
                 // that are not. Nothing more of it is trusted.
                 self.lie = Some((extent, block));
                 self.seal(extent);
+                self.distrust(extent);
                 return Some(());
             }
             map.disk[at / 64] &= !bit;
@@ -406,6 +411,19 @@ impl Space {
             self.dirty.push(extent);
         }
         Some(())
+    }
+
+    /// A sealed extent's blocks change, which its bitmap will not say: it must not be believed at a
+    /// later open either, should it be readable then. Nor may the others that were lost with it,
+    /// since the catalogue block is written as a whole.
+    fn distrust(&mut self, extent: usize) {
+        let pair = extent / CATALOGUE_ENTRIES;
+        let first = pair * CATALOGUE_ENTRIES;
+        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
+        for i in (first..end).filter(|&i| self.sealed[i]) {
+            self.entries[i] = Entry { kind: ExtentType::Data, free: 0, bitmap: extent::UNTRUSTED };
+        }
+        self.catalogue[pair].1 = true;
     }
 
     /// Checkpoint: writes the bitmap of a dirty extent into `block`; returns its address.
@@ -425,8 +443,10 @@ impl Space {
         let bits = &map.disk[..words];
         extent::write_bitmap(block, store, shard, address, extent as u64, generation, bits);
         let used: u32 = bits.iter().map(|w| w.count_ones()).sum();
-        self.entries[extent].free = self.geometry.extent_blocks as u32 - used;
-        self.entries[extent].bitmap = generation;
+        if !self.sealed[extent] {
+            self.entries[extent].free = self.geometry.extent_blocks as u32 - used;
+            self.entries[extent].bitmap = generation;
+        }
         self.catalogue[extent / CATALOGUE_ENTRIES].1 = true;
         address
     }

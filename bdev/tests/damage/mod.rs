@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test that includes this uses a part of it")]
 
 use crate::simple::Rig;
-use lamina_bdev::check::{CheckOptions, ReadBlocks, Report, check};
+use lamina_bdev::check::{
+    CheckOptions, ReadBlocks, RepairOptions, Report, WriteBlocks, check, repair,
+};
 use lamina_bdev::*;
 
 /// Where headers stand.
@@ -20,6 +22,33 @@ impl ReadBlocks for Image<'_> {
         buf.copy_from_slice(&self.0[at..at + buf.len()]);
         Ok(())
     }
+}
+
+/// A store in memory that can be repaired.
+pub struct Mended<'a>(pub &'a mut [u8]);
+
+impl ReadBlocks for Mended<'_> {
+    fn read(&mut self, block: u64, buf: &mut [u8]) -> Result<(), Error> {
+        Image(self.0).read(block, buf)
+    }
+}
+
+impl WriteBlocks for Mended<'_> {
+    fn write(&mut self, block: u64, bytes: &[u8]) -> Result<(), Error> {
+        let at = block as usize * BLOCK_SIZE;
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Repairs; what a check says then, and what was done.
+pub fn repaired(disk: &mut [u8], cut_off: bool) -> Result<(Report, Vec<String>), Error> {
+    let bytes = disk.len() as u64;
+    repair(&mut Mended(disk), bytes, RepairOptions { cut_off }, &mut |_| true)
 }
 
 /// What `check` says.

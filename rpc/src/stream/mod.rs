@@ -31,6 +31,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+mod fuzz;
 
 pub use decode::{Decoder, Event};
 pub use encode::Encoder;

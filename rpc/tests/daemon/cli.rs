@@ -115,6 +115,35 @@ fn every_command_answers_in_json_too() {
 }
 
 #[test]
+fn changes_are_listed_to_the_end_and_added_up() {
+    let daemon = prepared();
+    let text = good(&daemon, "snapshot diff golden@base vm1@1");
+    let last = "golden@base to vm1@1: 16 KiB changed (8 KiB data, 8 KiB holes) in 2 extents";
+    assert!(text.trim_end().ends_with(last), "{text}");
+    let value = good_json(&daemon, "snapshot diff golden@base");
+    assert_eq!((&value["changed"], &value["holes"]), (&16384.into(), &8192.into()));
+    assert_eq!(value["extents"][1]["offset"], 1 << 20);
+    let Call::LaminaSnapshotDiff(sent) = last_call(&daemon) else { panic!("not a list") };
+    let due = (Some("now".into()), Some("golden@base".into()), Some(1 << 20));
+    assert_eq!((sent.snapshot, sent.since, sent.offset), due, "the page after is of the same now");
+}
+
+#[test]
+fn a_file_that_is_no_stream_is_never_overwritten_unasked() {
+    let daemon = prepared();
+    let file = daemon.folder.path().join("notes");
+    std::fs::write(&file, "my notes").unwrap();
+    let (code, error) = bad(&daemon, "snapshot export golden@base -o notes");
+    assert!(code == 1 && error.contains("--force"), "{error}");
+    let (code, error) = bad(&daemon, "snapshot export golden@base -o notes --resume");
+    assert!(code == 1 && error.contains("not the beginning of a stream"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"my notes");
+    assert_eq!(bad(&daemon, "snapshot export golden@base -o - --resume").0, 2);
+    assert_eq!(bad(&daemon, "snapshot import none.lam --disk copy").0, 1);
+    assert_eq!(bad(&daemon, "snapshot import none.lam").0, 2, "into which disk?");
+}
+
+#[test]
 fn an_export_prints_what_qemu_needs() {
     let daemon = prepared();
     let text = good(&daemon, "export attach vm1 --queues 2");

@@ -51,7 +51,7 @@ type Transcript = (&'static [u8], Call);
 
 /// All of them.
 fn transcripts() -> Vec<Transcript> {
-    [creations(), changes(), bdevs(), exports(), framework()].concat()
+    [creations(), changes(), bdevs(), exports(), streams(), framework()].concat()
 }
 
 fn creations() -> Vec<Transcript> {
@@ -178,6 +178,33 @@ fn exports() -> Vec<Transcript> {
         (
             transcript!("vhost_delete_controller"),
             Call::VhostDeleteController(VhostDeleteController { ctrlr: "vm1.sock".into() }),
+        ),
+    ]
+}
+
+fn streams() -> Vec<Transcript> {
+    let (snapshot, since) = ("vm1@tuesday".to_string(), Some("vm1@monday".to_string()));
+    vec![
+        (
+            transcript!("lamina_snapshot_diff"),
+            Call::LaminaSnapshotDiff(LaminaSnapshotDiff {
+                snapshot: Some(snapshot.clone()),
+                since: since.clone(),
+                offset: Some(1 << 20),
+                max: Some(100),
+            }),
+        ),
+        (
+            transcript!("lamina_snapshot_export"),
+            Call::LaminaSnapshotExport(LaminaSnapshotExport { snapshot, since, resume: None }),
+        ),
+        (
+            transcript!("lamina_snapshot_import"),
+            Call::LaminaSnapshotImport(LaminaSnapshotImport {
+                disk: "copy".into(),
+                onto: Some(true),
+                store: None,
+            }),
         ),
     ]
 }

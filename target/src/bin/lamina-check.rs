@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use lamina_bdev::check::{CheckOptions, CheckProgress, check};
+use lamina_bdev::check::{CheckOptions, CheckProgress, RepairOptions, check, repair};
 use lamina_bdev::{Error, ErrorKind};
 use lamina_rpc::methods::CheckReport;
 use lamina_target::base::BaseFile;
@@ -25,6 +25,13 @@ const EXIT_UNCHECKED: u8 = 2;
 struct Arguments {
     /// The file or block device
     path: PathBuf,
+    /// Repair what can be repaired without loss
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: give up disks and parts of disks that cannot be read, and free the rest of
+    /// what they held
+    #[arg(long, requires = "repair")]
+    cut_off: bool,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -65,10 +72,17 @@ fn run(arguments: &Arguments) -> Result<CheckReport, Error> {
         bar.set_message(format!("shard {shard} of {shards}: {}", at.phase.text()));
         true
     };
-    let options = CheckOptions::default();
-    let found = check(&mut CheckedFile(&file), file.size(), options, &mut show);
+    let (device, bytes) = (&mut CheckedFile(&file), file.size());
+    let found = if arguments.repair {
+        let options = RepairOptions { cut_off: arguments.cut_off };
+        repair(device, bytes, options, &mut show)
+    } else {
+        let found = check(device, bytes, CheckOptions::default(), &mut show);
+        found.map(|found| (found, Vec::new()))
+    };
     bar.finish_and_clear();
-    Ok(report(&name_of(path), false, &found?, Vec::new()))
+    let (found, repairs) = found?;
+    Ok(report(&name_of(path), false, &found, repairs))
 }
 
 fn name_of(path: &Path) -> String {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use lamina_bdev::check::{CheckOptions, CheckProgress, ReadBlocks, check};
-use lamina_bdev::{BLOCK_SIZE, Command, Error, ErrorKind};
+use lamina_bdev::{BLOCK_SIZE, Command, Error, ErrorKind, Reply};
 use lamina_rpc::methods::{CheckReport, CheckStatus};
 
 use super::device::Device;
@@ -120,15 +120,17 @@ fn run(
     cancel: &AtomicBool,
 ) -> Result<CheckReport, Error> {
     let mut held = Vec::new();
-    let mut outcome = Ok(());
+    let mut outcome = Ok(Reply::Unit);
     for shard in &store.shards {
-        outcome = shard.command(Command::Hold).map(|_| ());
+        // With a consistency point first, so that what was acknowledged before is looked at.
+        outcome = shard.command(Command::Checkpoint);
+        outcome = outcome.and_then(|_| shard.command(Command::Hold));
         if outcome.is_err() {
             break;
         }
         held.push(shard);
     }
-    let found = outcome.and_then(|()| {
+    let found = outcome.and_then(|_| {
         let mut on_progress = |at: CheckProgress| {
             let mut status = unpoisoned(status.lock());
             status.phase = at.phase.text().to_string();

@@ -189,6 +189,10 @@ impl Control {
             Entity::Snapshot(_, snap) => (Exported::Snapshot(snap.snap.snap.0), true),
         };
         let disk = found.entity.disk();
+        if dev == Exported::Disk && self.is_importing(disk.uuid) {
+            let why = format!("a stream is being imported into {}: wait for its end", disk.name);
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
         let record = ExportRecord { ctrlr: new.ctrlr.into(), dev, readonly, num_queues };
         let mut records = blob::decode(&disk.blob)?;
         // One that could not be restored and was made anew would be there twice.

@@ -124,6 +124,17 @@ impl Control {
                 self.label_snapshot(&params.snapshot, &params.label).map_err(failure)?;
                 rpc::LaminaSnapshotLabel::reply(true)
             }
+            Call::LaminaSnapshotDiff(params) => {
+                rpc::LaminaSnapshotDiff::reply(self.snapshot_diff(&params).map_err(failure)?)
+            }
+            Call::LaminaSnapshotExport(params) => {
+                let socket = self.open_export(&params).map_err(failure)?;
+                rpc::LaminaSnapshotExport::reply(rpc::StreamOpened { socket })
+            }
+            Call::LaminaSnapshotImport(params) => {
+                let socket = self.open_import(params).map_err(failure)?;
+                rpc::LaminaSnapshotImport::reply(rpc::StreamOpened { socket })
+            }
             Call::BdevGetBdevs(params) => {
                 rpc::BdevGetBdevs::reply(self.bdevs(params.name.as_deref()).map_err(failure)?)
             }
@@ -210,7 +221,7 @@ fn one_of(
 }
 
 /// The engine's error as the wire has it.
-fn failure(error: Error) -> RpcError {
+pub(super) fn failure(error: Error) -> RpcError {
     match error.kind {
         ErrorKind::NotFound => RpcError::not_found(error),
         ErrorKind::Exists => RpcError::exists(error),

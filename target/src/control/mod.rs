@@ -15,6 +15,7 @@
 //! lock but the short one around the list of stores.
 
 mod blob;
+mod changes;
 mod check;
 mod device;
 mod disks;
@@ -26,12 +27,13 @@ mod snapshots;
 mod sockets;
 mod state;
 mod stores;
+mod streams;
 mod views;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -63,6 +65,14 @@ pub struct Control {
     changing: Mutex<()>,
     stopping: AtomicBool,
     next_shard: AtomicU32,
+    /// Snapshots that stand for the "now" of disks.
+    nows: Mutex<Vec<changes::Now>>,
+    /// Disks that a stream is being imported into.
+    importing: Mutex<Vec<lamina_bdev::Uuid>>,
+    /// Streams of snapshots that are open.
+    streams: Arc<AtomicUsize>,
+    /// For threads of its own.
+    me: Weak<Control>,
     stop: SyncSender<String>,
 }
 
@@ -91,7 +101,8 @@ impl Control {
             reactors.push(reactor);
             threads.push(thread);
         }
-        Ok(Arc::new(Control {
+        streams::clear_sockets(state.dir());
+        Ok(Arc::new_cyclic(|me| Control {
             engine,
             thresholds: config.space_warnings,
             export_dir,
@@ -103,6 +114,10 @@ impl Control {
             changing: Mutex::new(()),
             stopping: AtomicBool::new(false),
             next_shard: AtomicU32::new(0),
+            nows: Mutex::default(),
+            importing: Mutex::default(),
+            streams: Arc::default(),
+            me: me.clone(),
             stop,
         }))
     }

@@ -2,6 +2,7 @@
 
 use lamina_bdev::{Command, Error, ErrorKind, Name, Uuid};
 
+use super::changes::NOW_PREFIX;
 use super::names::Entity;
 use super::{Control, name, now_seconds, random};
 
@@ -38,5 +39,9 @@ impl Control {
 }
 
 fn label_of(text: &str) -> Result<Name, Error> {
+    if text.starts_with(NOW_PREFIX) {
+        let why = format!("labels that begin with {NOW_PREFIX} are the daemon's own");
+        return Err(Error::new(ErrorKind::Invalid, why));
+    }
     if text.is_empty() { Ok(Name::EMPTY) } else { name(text) }
 }

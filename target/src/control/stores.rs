@@ -215,6 +215,7 @@ impl Control {
         log::info(format!("store {} on {} is open", store.name, store.path));
         let store = Arc::new(store);
         self.stores_mut().open.push(store.clone());
+        super::changes::drop_leftovers(&store);
         self.restore_exports(&store);
         Ok(store)
     }
@@ -288,7 +289,18 @@ impl Control {
             export.take_down()?;
         }
         self.exports().retain(|export| !exported(export));
-        self.checkpoint_shards(&store)?;
+        match self.checkpoint_shards(&store) {
+            Ok(()) => {}
+            // Closing is the way out of a base that failed: what was flushed is on it, and the
+            // next opening recovers it from the journal.
+            Err(error) if force => {
+                log::warn(format!("store {} is closed as after a crash: {error}", store.name));
+            }
+            Err(error) => {
+                let why = format!("{}; to close it all the same, say force", error.message);
+                return Err(Error::new(error.kind, why));
+            }
+        }
         self.stores_mut().open.retain(|open| !Arc::ptr_eq(open, &store));
         self.drop_shards(&store);
         log::info(format!("store {} is closed", store.name));

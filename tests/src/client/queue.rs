@@ -84,8 +84,6 @@ pub struct Queue {
     data_bytes: usize,
     busy: Vec<bool>,
     in_flight: usize,
-    /// DBG
-    pub answered: u64,
 }
 
 impl Queue {
@@ -127,7 +125,6 @@ impl Queue {
             data_bytes,
             busy: vec![false; usize::from(slots)],
             in_flight: 0,
-            answered: 0,
         })
     }
 
@@ -211,7 +208,6 @@ impl Queue {
         let busy = std::mem::replace(&mut self.busy[usize::from(slot)], false);
         assert!(busy, "slot {slot} was answered twice");
         self.in_flight -= 1;
-        self.answered += 1;
         let header = self.headers + usize::from(slot) * HEADER_BYTES;
         let [status] = self.memory.take(header + STATUS_AT);
         assert!(status <= 2, "slot {slot} was answered without a status");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyWrite, Request, WriteFlags,
 };
@@ -15,6 +15,8 @@ use super::{State, lock};
 /// Name of the file.
 pub(super) const FILE_NAME: &str = "base";
 const FILE: INodeNo = INodeNo(2);
+/// Requests in flight; far more than the daemon has room for.
+const IN_FLIGHT_MAX: u16 = 16_384;
 const TTL: Duration = Duration::from_secs(3600);
 
 /// A request that is answered later.
@@ -117,9 +119,15 @@ impl FileSystem {
 
 impl Filesystem for FileSystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let refused = |what: &str| std::io::Error::other(format!("{what} is refused"));
+        // Without these two, whoever submits direct I/O through a ring waits for its end, or for
+        // that of the sixteenth before it.
+        let set = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
+        set.map_err(|_| refused("asynchronous direct I/O"))?;
+        config.set_max_background(IN_FLIGHT_MAX).map_err(|_| refused("a queue so long"))?;
         // The largest transfer; a larger one is cut in pieces by the kernel.
-        let set = config.set_max_write(1 << 20);
-        set.map(|_| ()).map_err(|_| std::io::Error::other("transfers of 1 MiB are refused"))
+        config.set_max_write(1 << 20).map_err(|_| refused("a transfer of 1 MiB"))?;
+        Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -13,6 +13,7 @@
 //! The process that mounts it must not use the file itself while it may be stalled, and the daemon
 //! must be gone before the disk is dropped.
 
+mod block;
 mod cache;
 mod faults;
 mod fuse;
@@ -25,11 +26,13 @@ use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, MountOption};
 
+pub use block::LoopDevice;
 pub use cache::{Cache, Cut, SECTOR};
 pub use faults::{Faults, Which};
 pub use record::Record;
-pub use rig::{Rig, Running};
+pub use rig::{Rig, Running, Way};
 
+use crate::guest::Folder;
 use crate::sim::rng::Rng;
 use fuse::{FileSystem, Held};
 
@@ -59,12 +62,17 @@ pub struct Disk {
 /// Whether a disk can be mounted here; where not, says so with the test's name.
 #[must_use]
 pub fn ready(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if Path::new("/dev/fuse").exists() && root {
-        return true;
+    let folder = Folder::new();
+    let tried = Disk::try_mount(folder.path(), 1 << 20).map_err(|error| error.to_string());
+    match tried.and_then(|disk| LoopDevice::new(disk.path()).map(|_| ())) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!(
+                "skipped: {test}: a block device on a FUSE file cannot be made here: {error}"
+            );
+            false
+        }
     }
-    eprintln!("skipped: {test}: mounting FUSE file systems needs /dev/fuse and root");
-    false
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -78,15 +86,19 @@ impl Disk {
     /// If it cannot be mounted.
     #[must_use]
     pub fn mount(folder: &Path, bytes: usize) -> Disk {
+        let mounted = Disk::try_mount(folder, bytes);
+        mounted.unwrap_or_else(|error| panic!("cannot mount on {}: {error}", folder.display()))
+    }
+
+    fn try_mount(folder: &Path, bytes: usize) -> std::io::Result<Disk> {
         let cache = Cache::new(bytes);
         let (faults, held) = (Faults::default(), Vec::new());
         let state = State { cache, faults, record: None, stalled: false, held, opened: 0 };
         let state = Arc::new(Mutex::new(state));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("lamina-tests".into())];
-        let session = fuser::spawn_mount(FileSystem::new(state.clone()), folder, &config)
-            .unwrap_or_else(|error| panic!("cannot mount on {}: {error}", folder.display()));
-        Disk { state, session: Some(session), path: folder.join(fuse::FILE_NAME) }
+        let session = fuser::spawn_mount(FileSystem::new(state.clone()), folder, &config)?;
+        Ok(Disk { state, session: Some(session), path: folder.join(fuse::FILE_NAME) })
     }
 
     /// The file.

@@ -1,12 +1,13 @@
 //! A daemon whose only store is on a disk that fails.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use serde_json::json;
 
-use super::{Cut, Disk, Faults};
+use super::{Cut, Disk, Faults, LoopDevice};
 use crate::client::{Device, Options};
 use crate::guest::{Daemon, Folder};
 use crate::load::{Client, Model, check_disk, lock};
@@ -18,10 +19,20 @@ const BASE_BYTES: usize = 160 << 20;
 const DISK_MIB: u64 = 12;
 const DISK_BLOCKS: usize = (DISK_MIB as usize) << 8;
 
+/// How the daemon gets at the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// As a file.
+    File,
+    /// As a block device on the file.
+    Block,
+}
+
 /// Daemon, disk and what a client knows. The daemon goes first, then the mount, then its folder.
 pub struct Rig {
     /// The daemon; its disk is `vm`.
     pub daemon: Daemon,
+    device: Option<LoopDevice>,
     /// What its store is on.
     pub disk: Disk,
     _folder: Folder,
@@ -64,18 +75,27 @@ impl Running {
 impl Rig {
     /// A new store with an exported disk.
     #[must_use]
-    pub fn new(faults: Faults) -> Rig {
+    pub fn new(way: Way, faults: Faults) -> Rig {
         let folder = Folder::new();
         let disk = Disk::mount(folder.path(), BASE_BYTES);
+        let device = (way == Way::Block)
+            .then(|| LoopDevice::new(disk.path()).unwrap_or_else(|why| panic!("{why}")));
         disk.set_faults(faults);
         let mut daemon = Daemon::new();
         daemon.start();
-        let store = json!({"name": "pool", "path": disk.path(), "journal_size": 4 << 20});
+        let path = device.as_ref().map_or(disk.path(), LoopDevice::path);
+        let store = json!({"name": "pool", "path": path, "journal_size": 4 << 20});
         daemon.ask("lamina_store_create", store);
         daemon.create_disk("vm", DISK_MIB);
         let _socket = daemon.export("vm", false);
         let model = Arc::new(Mutex::new(Model::new(DISK_BLOCKS)));
-        Rig { daemon, disk, _folder: folder, model, tag: 0 }
+        Rig { daemon, device, disk, _folder: folder, model, tag: 0 }
+    }
+
+    /// What the store is on, as the daemon knows it.
+    #[must_use]
+    pub fn base(&self) -> &Path {
+        self.device.as_ref().map_or(self.disk.path(), LoopDevice::path)
     }
 
     /// Connects to the disk.
@@ -113,7 +133,7 @@ impl Rig {
     /// Closes the store, and opens it again, as a person does after a fault.
     pub fn reopen(&self) {
         self.daemon.ask("lamina_store_close", json!({"name": "pool", "force": true}));
-        self.daemon.ask("lamina_store_open", json!({"path": self.disk.path()}));
+        self.daemon.ask("lamina_store_open", json!({"path": self.base()}));
     }
 
     /// Reads the disk as it is after a power cut or a reopened store: everything flushed must be

@@ -82,7 +82,7 @@ fn link(change: &Change, blocks: &[u64], device: &Device, node: &Block) -> u64 {
             u64::from_le_bytes(bytes)
         }
         // Metadata as data or as a child: cycles, two parents, wrong depth.
-        2 | 3 => blocks[change.value as usize & 0xffff % blocks.len()],
+        2 | 3 => blocks[(change.value as usize & 0xffff) % blocks.len()],
         4 => READ_ONLY - 1,
         _ => change.number(blocks, device),
     };

@@ -22,7 +22,7 @@ pub type Block = [u8; BLOCK];
 /// Turns without an end after which the engine hangs.
 const TURNS_MAX: usize = 50_000;
 /// Virtual time that a turn takes, ns.
-const TURN_NS: u64 = 100_000;
+const TURN_NS: u64 = 10_000_000;
 
 /// The region of one shard.
 #[derive(Clone)]

@@ -332,3 +332,70 @@ pub fn check_flushes(facts: &Facts, log: &Log) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One write of block 0 answered at 3, and a barrier from 4 on answered at `ack`.
+    fn facts(ack: usize) -> Facts {
+        let nothing = Span { submit: 0, ack: 0 };
+        let change = |len, span| {
+            let (offset, effect, fua) = (0, Effect::Write, false);
+            Change { disk: 0, offset, len, effect, span, fua }
+        };
+        let disk = DiskFacts {
+            uuid: Uuid([1; 16]),
+            id: None,
+            handle: None,
+            origin: None,
+            create: nothing,
+            delete: None,
+            sizes: vec![(1 << 20, nothing)],
+        };
+        Facts {
+            changes: vec![change(0, nothing), change(4096, Span { submit: 2, ack: 3 })],
+            disks: vec![disk],
+            barriers: vec![Span { submit: 4, ack }],
+            ..Facts::default()
+        }
+    }
+
+    fn allowed(facts: &Facts, at: usize) -> Vec<Value> {
+        let due = facts.due(at);
+        let block = due.disks[0].blocks.iter().find(|b| b.block == 0).expect("it was written");
+        block.allowed.iter().map(|(value, _)| *value).collect()
+    }
+
+    #[test]
+    fn a_write_may_be_lost_until_a_flush_has_been_answered() {
+        let facts = facts(7);
+        assert_eq!(allowed(&facts, 1), [[0; 8]]);
+        assert_eq!(allowed(&facts, 6), [[0; 8], [1; 8]]);
+        assert_eq!(allowed(&facts, 8), [[1; 8]]);
+        let mut killed = facts;
+        let due = killed.due_after_kill(6);
+        assert_eq!(
+            due.disks[0].blocks[0].allowed.len(),
+            1,
+            "the death of the daemon loses nothing"
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_base_flush_is_accused() {
+        let mut pool = crate::powercut::image::Pool::new();
+        let mut log = Log::new(0);
+        for _ in 0..3 {
+            log.note();
+        }
+        let write = log.write(&mut pool, 1, &[1; 4096]);
+        log.write_done(write);
+        let flushed = |log: &Log| check_flushes(&facts(log.now()), log);
+        assert!(flushed(&log).is_err());
+        let flush = log.flush();
+        assert!(flushed(&log).is_err(), "it has only begun");
+        log.flush_done(flush);
+        assert_eq!(flushed(&log), Ok(()));
+    }
+}

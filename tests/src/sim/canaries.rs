@@ -16,9 +16,13 @@ use std::time::{Duration, Instant};
 use lamina_bdev::canary::{Canary, plant};
 
 use super::{Options, current, run_seed};
+use crate::powercut;
 
 /// A seed that takes longer than this hangs.
-const SEED_SECONDS_MAX: u64 = 60;
+const SEED_SECONDS_MAX: u64 = 120;
+
+/// After so many seeds the power cuts of one-letter workloads get their turn.
+const SEEDS_BEFORE_CUTS: u64 = 500;
 
 /// What came of one canary.
 struct Verdict {
@@ -56,6 +60,12 @@ fn work_on(work: &Work, sender: &Sender<Verdict>) {
             verdict.seeds += 1;
             let at = (begun, verdict.seeds, Instant::now());
             *work.at[canary].lock().expect("no thread dies") = Some(at);
+            if verdict.seeds == SEEDS_BEFORE_CUTS {
+                verdict.caught = by_power_cuts();
+                if verdict.caught.is_some() {
+                    break;
+                }
+            }
             verdict.caught = run_seed(verdict.seeds, &work.options).violation;
             if verdict.caught.is_some() {
                 // What the sound engine does as well proves nothing.
@@ -74,6 +84,17 @@ fn work_on(work: &Work, sender: &Sender<Verdict>) {
             return;
         }
     }
+}
+
+/// One-letter workloads of [`crate::powercut`], which reach what seeds seldom do.
+fn by_power_cuts() -> Option<String> {
+    let options = powercut::Options::default();
+    let options =
+        powercut::Options { thorough: powercut::Thorough { subsets: 8, random: 64 }, ..options };
+    powercut::Workload::all(1).iter().find_map(|workload| {
+        let (state, why) = powercut::run(workload, &options).violations.into_iter().next()?;
+        Some(format!("powercut: {}, state {state}: {why}", workload.name()))
+    })
 }
 
 fn spawn(work: &Arc<Work>, sender: &Sender<Verdict>) {
@@ -118,6 +139,7 @@ fn stuck(work: &Work) -> Option<Verdict> {
 /// Which check a message comes from.
 fn oracle(message: &str) -> &'static str {
     let table = [
+        ("powercut:", "power cuts enumerated"),
         ("assertion:", "assertion of the engine"),
         ("liveness:", "liveness"),
         ("come to rest", "liveness"),
@@ -129,6 +151,8 @@ fn oracle(message: &str) -> &'static str {
         (" of Snap(", "snapshot bytes"),
         ("Corrupt", "metadata intact"),
         (" of Disk(", "block as a register"),
+        ("recovery says", "words of recovery"),
+        ("image:", "owners of blocks"),
         ("after recovery", "list of disks and snapshots"),
         ("listed", "list of disks and snapshots"),
         ("opening failed", "recovery"),

@@ -295,7 +295,7 @@ impl Walk<'_> {
             let (to, place) = (link & ADDRESS, index * LINKS + child);
             match (to, level) {
                 (0, _) => {}
-                (LOST, 1..) => {
+                (LOST, _) => {
                     self.damage(|| format!("node at block {at}: link {child} is lost"))?;
                     below.lost = true;
                 }

@@ -219,7 +219,7 @@ impl World {
         self.fresh = false;
         self.engine_mut().tick(now);
         self.start_io()?;
-        self.take_events();
+        self.take_events()?;
         self.take_dones()?;
         self.take_replies()?;
         self.watch_state()?;
@@ -335,14 +335,20 @@ impl World {
         Ok(())
     }
 
-    fn take_events(&mut self) {
+    fn take_events(&mut self) -> Result<(), String> {
         while let Some(event) = self.engine_mut().next_event() {
             self.damage.hear(&event.text);
             let now = self.now;
             self.trace.line(now, || {
                 format!("engine{}: {}", if event.severe { " (severe)" } else { "" }, event.text)
             });
+            // A cut alone leaves nothing that recovery could complain of.
+            let harmed = self.base.injected.any() || self.plan.faults.harm.any();
+            if event.severe && !self.recovered && !harmed {
+                return Err(format!("recovery says: {}", event.text));
+            }
         }
+        Ok(())
     }
 
     /// Virtual time goes to the next thing that happens.

@@ -9,6 +9,7 @@
 //! ```
 
 mod answer;
+mod changes;
 mod check;
 mod disk;
 mod events;
@@ -22,6 +23,7 @@ mod size;
 mod snapshot;
 mod stats;
 mod store;
+mod stream;
 mod table;
 mod tree;
 

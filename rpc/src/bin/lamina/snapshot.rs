@@ -8,11 +8,13 @@ use lamina_rpc::methods::{
 use serde_json::json;
 
 use crate::answer::Answer;
+use crate::changes;
 use crate::disk;
 use crate::failure::Failure;
 use crate::human::time;
 use crate::session::{SEE_DISKS, SEE_TREE, Session};
 use crate::size::{Size, human};
+use crate::stream;
 use crate::table::Table;
 
 #[derive(Subcommand)]
@@ -51,6 +53,24 @@ pub enum Command {
         /// The snapshot (DISK@LABEL, DISK@NUMBER or a UUID)
         snapshot: String,
     },
+    /// List what changed between two snapshots, or since one
+    #[command(after_help = "Examples:\n  lamina snapshot diff vm1@monday vm1@tuesday\n  \
+                            lamina snapshot diff vm1@monday          (to the disk as it is now)")]
+    Diff {
+        /// The older snapshot (DISK@LABEL, DISK@NUMBER or a UUID)
+        older: String,
+        /// The newer one; the disk as it is now if left out
+        newer: Option<String>,
+    },
+    /// Write a snapshot to a file or pipe
+    #[command(after_help = "Examples:\n  lamina snapshot export vm1@monday --output monday.lam\n  \
+              lamina snapshot export vm1@tuesday --since vm1@monday -o tuesday.lam\n  \
+              lamina snapshot export vm1@monday -o - | ssh other lamina snapshot import - --disk vm1")]
+    Export(stream::Export),
+    /// Read an exported snapshot into a disk
+    #[command(after_help = "Examples:\n  lamina snapshot import monday.lam --disk copy\n  \
+              lamina snapshot import tuesday.lam --onto copy")]
+    Import(stream::Import),
     /// Make a disk that starts as a snapshot is
     #[command(after_help = "Example:\n  lamina snapshot clone golden@base vm2")]
     Clone {
@@ -80,6 +100,9 @@ pub fn run(session: &mut Session, command: Command) -> Result<Answer, Failure> {
             Answer::new(text, labelled)
         }
         Command::Delete { snapshot } => delete(session, &snapshot),
+        Command::Diff { older, newer } => changes::diff(session, &older, newer),
+        Command::Export(arguments) => stream::export(session, &arguments),
+        Command::Import(arguments) => stream::import(session, &arguments),
         Command::Clone { snapshot, name, size } => disk::clone(session, snapshot, name, size),
     }
 }

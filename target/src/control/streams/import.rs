@@ -25,7 +25,7 @@ use super::progress::Progress;
 use super::{Pending, WINDOW, finish, spawn, start};
 use crate::control::changes::{Attached, NOW_PREFIX, changes, delete_now};
 use crate::control::names::{Entity, Found};
-use crate::control::{Control, now_seconds, random};
+use crate::control::{Control, now_seconds, random, unpoisoned};
 use crate::log;
 use crate::reactor::client_io::IoBuffer;
 
@@ -45,9 +45,39 @@ struct Writer {
     unflushed: u64,
     written: u64,
     holes: u64,
+    /// A request failed: what is noted as done stays behind it.
+    failed: bool,
+}
+
+/// A disk is one import's until this is dropped.
+struct Importing<'a>(&'a Control, Uuid);
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        unpoisoned(self.0.importing.lock()).retain(|disk| *disk != self.1);
+    }
 }
 
 impl Control {
+    /// True while a stream is being imported into the disk.
+    pub(in crate::control) fn is_importing(&self, disk: Uuid) -> bool {
+        unpoisoned(self.importing.lock()).contains(&disk)
+    }
+
+    /// Makes the disk this import's.
+    fn claim(&self, disk: Uuid, name: &str) -> Result<Importing<'_>, Error> {
+        // Not while an export of it is being made.
+        let _change = self.change()?;
+        let mut importing = unpoisoned(self.importing.lock());
+        let used = self.exports().iter().any(|export| export.uuid == disk);
+        if used || importing.contains(&disk) {
+            let why = format!("{name} is in use, by an export or another import: end that first");
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        importing.push(disk);
+        Ok(Importing(self, disk))
+    }
+
     /// `lamina_snapshot_import`: the path of the socket.
     pub(in crate::control) fn open_import(
         &self,
@@ -55,8 +85,6 @@ impl Control {
     ) -> Result<String, Error> {
         let gone = || Error::new(ErrorKind::Busy, "laminad is stopping");
         let control = self.me.upgrade().ok_or_else(gone)?;
-        super::super::name(params.disk.rsplit('/').next().unwrap_or(""))
-            .map_or_else(|error| self.find_disk(&params.disk).map(|_| ()).map_err(|_| error), |_| Ok(()))?;
         let offer = self.offer()?;
         let path = offer.path();
         spawn(move || match offer.accept() {
@@ -89,7 +117,7 @@ impl Control {
     ) -> Result<rpc::ImportDone, Error> {
         let mut input = Input { decoder: Decoder::new(), buffer: vec![0; READ_BYTES] };
         let header = input.header(stream)?;
-        let (found, disk, mut progress) = self.import_target(params, &header)?;
+        let (found, disk, mut progress, claim) = self.import_target(params, &header)?;
         let shard = &found.store.shards[found.shard];
         let mut writer = Writer {
             disk: Attached::new(shard, Target::Disk(disk.id))?,
@@ -98,6 +126,7 @@ impl Control {
             unflushed: 0,
             written: 0,
             holes: 0,
+            failed: false,
         };
         let resumed_at = progress.offset;
         let applied = self.apply(&mut input, stream, &mut writer, &mut progress, disk.uuid);
@@ -108,6 +137,7 @@ impl Control {
         drop(writer);
         let snap = self.take_imported(&found, &disk, &header)?;
         Progress::remove(self.state.dir(), disk.uuid);
+        drop(claim);
         Ok(rpc::ImportDone {
             disk: disk.uuid.to_string(),
             snapshot: Entity::Snapshot(disk, snap).name(),
@@ -168,7 +198,7 @@ impl Control {
         &self,
         params: &rpc::LaminaSnapshotImport,
         header: &Header,
-    ) -> Result<(Found, DiskInfo, Progress), Error> {
+    ) -> Result<(Found, DiskInfo, Progress, Importing<'_>), Error> {
         let onto = params.onto.unwrap_or(false);
         if let (Some(base), false) = (&header.base, onto) {
             let why = format!(
@@ -194,28 +224,24 @@ impl Control {
             Some(known) => known,
             None => {
                 let name = params.disk.rsplit('/').next().unwrap_or("");
-                let store = params.store.as_deref().or_else(|| {
-                    params.disk.split_once('/').map(|(store, _)| store)
-                });
+                let store = params
+                    .store
+                    .as_deref()
+                    .or_else(|| params.disk.split_once('/').map(|(store, _)| store));
                 let uuid = self.create_disk(name, header.size, store)?;
                 self.find_disk(&uuid.to_string())?
             }
         };
-        if disk.attached > 0 {
-            let why = format!("{} is in use: end its exports first", found.alias());
-            return Err(Error::new(ErrorKind::Busy, why));
-        }
+        let claim = self.claim(disk.uuid, &found.alias())?;
         let before = Progress::load(self.state.dir(), disk.uuid);
         if let Some(before) = before.filter(|before| before.is_of(header)) {
-            return Ok((found, disk, before));
+            return Ok((found, disk, before, claim));
         }
         if onto {
             self.check_base(&found, &disk, header)?;
         } else if !fresh && (disk.mapped_blocks > 0 || disk.snapshots > 0) {
-            let why = format!(
-                "{} exists and has data of its own: import into a new disk",
-                found.alias()
-            );
+            let why =
+                format!("{} exists and has data of its own: import into a new disk", found.alias());
             return Err(Error::new(ErrorKind::Exists, why));
         }
         if disk.size != header.size {
@@ -224,7 +250,7 @@ impl Control {
         let progress = Progress::new(header);
         progress.save(self.state.dir(), disk.uuid)?;
         let (found, disk) = self.find_disk(&disk.uuid.to_string())?;
-        Ok((found, disk, progress))
+        Ok((found, disk, progress, claim))
     }
 
     /// The disk must be as the stream's older snapshot is.
@@ -291,9 +317,8 @@ impl Control {
         let _change = self.change()?;
         let time = if header.time == 0 { now_seconds() } else { header.time };
         shard.command(Command::Snapshot { disk: id, uuid, label, time })?;
-        let taken = shard.query(move |engine| {
-            engine.snapshots(id).into_iter().find(|snap| snap.uuid == uuid)
-        })?;
+        let taken = shard
+            .query(move |engine| engine.snapshots(id).into_iter().find(|snap| snap.uuid == uuid))?;
         taken.ok_or_else(|| Error::new(ErrorKind::NotFound, "the disk is gone"))
     }
 }
@@ -402,13 +427,7 @@ impl Writer {
         Ok(())
     }
 
-    fn start(
-        &mut self,
-        op: Op,
-        offset: u64,
-        length: u64,
-        buffer: IoBuffer,
-    ) -> Result<(), Error> {
+    fn start(&mut self, op: Op, offset: u64, length: u64, buffer: IoBuffer) -> Result<(), Error> {
         while self.window.len() >= WINDOW {
             self.wait()?;
         }
@@ -418,16 +437,20 @@ impl Writer {
     }
 
     fn wait(&mut self) -> Result<(), Error> {
-        if let Some((offset, pending)) = self.window.pop_front() {
-            finish(&pending, &format!("writing {}", self.name), offset)?;
-        }
-        Ok(())
+        let Some((offset, pending)) = self.window.pop_front() else { return Ok(()) };
+        let outcome = finish(&pending, &format!("writing {}", self.name), offset);
+        self.failed |= outcome.is_err();
+        outcome.map(|_| ())
     }
 
     /// All that was written is durable.
     fn flush(&mut self) -> Result<(), Error> {
         while !self.window.is_empty() {
             self.wait()?;
+        }
+        if self.failed {
+            let why = format!("{}: a write failed", self.name);
+            return Err(Error::new(ErrorKind::Io, why));
         }
         let (shard, handle) = (&self.disk.shard, self.disk.handle);
         let pending = start(shard, handle, Op::Flush, (0, 0), IoBuffer::new(0))?;

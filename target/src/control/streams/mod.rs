@@ -12,6 +12,7 @@ mod export;
 mod import;
 mod progress;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,7 +106,8 @@ impl Control {
         let failed = |e: std::io::Error| {
             Error::new(ErrorKind::Io, format!("{} cannot be made: {e}", path.display()))
         };
-        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let mut private = std::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&folder).map_err(failed)?;
         let listener = UnixListener::bind(&path).map_err(failed)?;
         let offer = Offer { listener, path: path.clone(), permit: Some(permit) };
         offer.listener.set_nonblocking(true).map_err(failed)?;

@@ -331,5 +331,8 @@ fn blk_request() {
         .with_iterations(500)
         .with_test_time(Duration::MAX)
         .with_shrink_time(Duration::ZERO)
-        .for_each(|input: &[u8]| request(&kept.0, &mut kept.1.borrow_mut(), input));
+        .for_each(|input: &[u8]| {
+            let (ram, operands) = &*kept;
+            request(ram, &mut operands.borrow_mut(), input);
+        });
 }
