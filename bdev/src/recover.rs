@@ -87,6 +87,8 @@ pub(crate) struct Recovery {
     flushed: u64,
     /// Reads of map nodes that failed for the record being applied.
     pub node_failures: u8,
+    /// Reads of bitmaps that failed for it.
+    pub bitmap_failures: u8,
 }
 
 /// Why a record was not applied.
@@ -121,6 +123,7 @@ impl Recovery {
             lsn: 0,
             flushed: 0,
             node_failures: 0,
+            bitmap_failures: 0,
         }
     }
 
@@ -381,7 +384,9 @@ impl Engine {
     fn lose_disk(&mut self, slot: u32, why: &str) {
         let name = self.disks[slot as usize].take().map(|d| d.name.to_string());
         let name = name.unwrap_or_else(|| format!("in record slot {slot}"));
-        self.event(true, format!("disk {name} is not available: {why}"));
+        let block = self.superblock.geometry.records + 2 * u64::from(slot);
+        let text = format!("disk {name} (record at block {block}) is not available: {why}");
+        self.event(true, text);
         self.lost.push(slot);
     }
 
@@ -679,6 +684,7 @@ impl Engine {
         }
         recovery.cursor += 1;
         recovery.node_failures = 0;
+        recovery.bitmap_failures = 0;
         self.stats.replayed_records += 1;
         Ok(true)
     }
@@ -749,6 +755,12 @@ impl Engine {
             }
             let extent = self.space.geometry.extent_of(pba).expect("lawful") as usize;
             if !self.space.loaded(extent) && !self.space.load_fresh(extent) {
+                if recovery.bitmap_failures >= WRITE_RETRIES {
+                    let why = format!(
+                        "the base device fails to read the bitmap of extent {extent}, which acknowledged writes in the journal need"
+                    );
+                    return Err(Unapplied::Unreadable(why));
+                }
                 self.space.wanted = Some(extent);
                 return Ok(false);
             }

@@ -35,6 +35,9 @@ pub struct Operation {
     pub end: Option<u64>,
     /// What it was.
     pub action: Action,
+    /// False: at `end` it was given up, so until then it may or may not have happened, and after
+    /// that it does not.
+    pub sure: bool,
 }
 
 /// One possibility: the register's value, and which operations under way have happened.
@@ -146,6 +149,19 @@ pub fn check(initial: u64, history: &[Operation]) -> Result<(), String> {
             continue;
         }
         let slot = slots[index].expect("it began");
+        if !history[index].sure {
+            worlds.extend(pending.force(&worlds, slot));
+            pending.end(slot);
+            let mut merged: Vec<World> = Vec::new();
+            for mut world in worlds {
+                world.happened &= !(1 << slot);
+                if !merged.contains(&world) {
+                    merged.push(world);
+                }
+            }
+            worlds = merged;
+            continue;
+        }
         let before = worlds.first().map_or(initial, |world| world.value);
         worlds = pending.force(&worlds, slot);
         if worlds.is_empty() {
@@ -167,16 +183,21 @@ mod tests {
     use crate::sim::rng::Rng;
 
     fn w(begin: u64, end: u64, value: u64) -> Operation {
-        Operation { begin, end: Some(end), action: Action::Write(value) }
+        Operation { begin, end: Some(end), action: Action::Write(value), sure: true }
     }
 
     fn r(begin: u64, end: u64, value: u64) -> Operation {
-        Operation { begin, end: Some(end), action: Action::Read(value) }
+        Operation { begin, end: Some(end), action: Action::Read(value), sure: true }
     }
 
     /// A write that was never answered.
     fn maybe(begin: u64, value: u64) -> Operation {
-        Operation { begin, end: None, action: Action::Write(value) }
+        Operation { begin, end: None, action: Action::Write(value), sure: true }
+    }
+
+    /// A write that was given up at `end`.
+    fn lapsed(begin: u64, end: u64, value: u64) -> Operation {
+        Operation { begin, end: Some(end), action: Action::Write(value), sure: false }
     }
 
     #[test]
@@ -192,6 +213,20 @@ mod tests {
             ("a maybe that was not", vec![w(0, 1, 5), maybe(2, 6), r(30, 40, 5)]),
             ("a discard twice", vec![w(0, 1, 5), w(2, 3, 0), w(4, 5, 6), w(6, 7, 0), r(8, 9, 0)]),
             ("ends that touch", vec![w(0, 5, 5), r(5, 6, 0)]),
+            ("given up, and was not", vec![w(0, 1, 5), lapsed(2, 5, 6), r(6, 7, 5)]),
+            ("given up, and was", vec![w(0, 1, 5), lapsed(2, 5, 6), r(6, 7, 6)]),
+            (
+                "given up, seen, and done again after the death",
+                vec![
+                    w(0, 1, 5),
+                    lapsed(2, 9, 6),
+                    w(2, 20, 6),
+                    r(3, 4, 6),
+                    w(5, 6, 7),
+                    r(7, 8, 7),
+                    r(21, 22, 6),
+                ],
+            ),
         ] {
             assert_eq!(check(0, &history), Ok(()), "{name}");
         }
@@ -209,6 +244,11 @@ mod tests {
             ("a maybe that came and went", vec![w(0, 1, 5), maybe(2, 6), r(3, 4, 6), r(5, 6, 5)]),
             ("back from a discard", vec![w(0, 1, 5), w(2, 3, 0), r(4, 5, 5)]),
             ("a maybe before it was asked for", vec![w(0, 1, 5), r(2, 3, 6), maybe(4, 6)]),
+            ("after it was given up", vec![w(0, 1, 5), lapsed(2, 5, 6), r(6, 7, 5), r(8, 9, 6)]),
+            (
+                "done twice without a death",
+                vec![w(0, 1, 5), w(2, 20, 6), r(3, 4, 6), w(5, 6, 7), r(7, 8, 7), r(21, 22, 6)],
+            ),
             ("a second death", vec![maybe(0, 5), r(1, 2, 5), w(3, 4, 6), r(5, 6, 5)]),
         ] {
             assert!(check(0, &history).is_err(), "{name}");

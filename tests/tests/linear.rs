@@ -97,7 +97,7 @@ impl Contender {
             Kind::Flush => {}
             Kind::Write(tag) => {
                 let action = Action::Write(tag);
-                let operation = Operation { begin: job.begin, end, action };
+                let operation = Operation { begin: job.begin, end, action, sure: true };
                 blocks.for_each(|block| self.history[block].push(operation));
             }
             Kind::Read => {
@@ -107,7 +107,12 @@ impl Contender {
                     let state = state.unwrap_or_else(|why| panic!("block {block}: {why}"));
                     assert_eq!(state, [state[0]; 8], "block {block} is a mix of writes");
                     let action = Action::Read(state[0]);
-                    self.history[block].push(Operation { begin: job.begin, end, action });
+                    self.history[block].push(Operation {
+                        begin: job.begin,
+                        end,
+                        action,
+                        sure: true,
+                    });
                 }
             }
         }
@@ -136,6 +141,22 @@ impl Contender {
     }
 }
 
+/// A request that was in flight when the daemon died is done again by the next one, which cannot
+/// know how far the first had got: it may have happened before the death as well.
+fn add_first_tries(history: &mut Vec<Operation>, deaths: &[u64]) {
+    let mut tries = Vec::new();
+    for operation in history.iter() {
+        let end = operation.end.expect("all requests were answered");
+        let over = |death: &&u64| (operation.begin..end).contains(*death);
+        if matches!(operation.action, Action::Write(_)) {
+            for death in deaths.iter().filter(over) {
+                tries.push(Operation { end: Some(*death), sure: false, ..*operation });
+            }
+        }
+    }
+    history.extend(tries);
+}
+
 fn contend(packed: bool, seed: u64, seconds: u64) {
     let mut daemon = Daemon::with_store(128 * MIB);
     daemon.create_disk("vm", 4);
@@ -158,13 +179,14 @@ fn contend(packed: bool, seed: u64, seconds: u64) {
             std::thread::spawn(move || contender.run(&stop))
         })
         .collect();
-    let (mut rng, mut kills) = (Rng::new(seed), 0);
+    let (mut rng, mut kills, mut deaths) = (Rng::new(seed), 0, Vec::new());
     while start.elapsed() < Duration::from_secs(seconds) {
         sleep(Duration::from_millis(rng.between(100, 1200)));
         if rng.below(3) == 0 {
             daemon.snapshot("vm", &format!("s{kills}"));
         }
         daemon.kill();
+        deaths.push(start.elapsed().as_nanos() as u64);
         kills += 1;
         daemon.spawn();
         device.reconnect(PATIENCE).unwrap_or_else(|why| panic!("{why}"));
@@ -178,6 +200,7 @@ fn contend(packed: bool, seed: u64, seconds: u64) {
     }
     let operations: usize = histories.iter().map(Vec::len).sum();
     let begun = Instant::now();
+    histories.iter_mut().for_each(|history| add_first_tries(history, &deaths));
     for (block, history) in histories.iter().enumerate() {
         register::check(0, history)
             .unwrap_or_else(|why| panic!("seed {seed}, block {block}, {kills} kills: {why}"));

@@ -26,7 +26,7 @@ use crate::format::extent::{
 use crate::format::label::{StoreLabel, write_labels};
 use crate::format::node::{self, NodeInfo};
 use crate::format::superblock::Superblock;
-use crate::format::{Block, Header, Kind, seal};
+use crate::format::{Block, Header, Kind, seal, unseal};
 use crate::limits::{EXTENT_HEAD_BLOCKS, LINKS};
 use crate::types::BLOCK_SIZE;
 
@@ -379,11 +379,10 @@ impl Shard<'_> {
     fn bitmap_side(&mut self, start: u64, generation: u64) -> Result<Option<u64>, Error> {
         let Ok(both) = self.reader.pair(start) else { return Ok(None) };
         let (store, shard) = (self.store, self.number as u16);
-        for side in 0..2 {
-            let open =
-                crate::format::unseal(&both[side], Kind::Bitmap, store, shard, start + side as u64);
+        for (side, block) in (0..).zip(&both) {
+            let open = unseal(block, Kind::Bitmap, store, shard, start + side);
             if open.is_ok_and(|h| h.generation == generation) {
-                return Ok(Some(side as u64));
+                return Ok(Some(side));
             }
         }
         Ok(None)

@@ -4,7 +4,7 @@ use super::CheckPhase;
 use super::report::{FindingKind, Severity};
 use super::system::Shard;
 use crate::error::Error;
-use crate::format::extent::{BITMAP_WORDS, Entry, read_bitmap};
+use crate::format::extent::{BITMAP_WORDS, Entry, UNTRUSTED, read_bitmap};
 use crate::limits::EXTENT_HEAD_BLOCKS;
 
 /// What the bitmap of one extent says.
@@ -78,6 +78,10 @@ impl Shard<'_> {
                 return Ok(Bitmap::Damaged(text));
             }
             return Ok(Bitmap::Words(words));
+        }
+        if entry.bitmap == UNTRUSTED {
+            let text = "it was found to be wrong while the store was served".to_string();
+            return Ok(Bitmap::Damaged(text));
         }
         if entry.bitmap > self.superblock.generation {
             return Ok(Bitmap::Damaged("its generation is from the future".to_string()));

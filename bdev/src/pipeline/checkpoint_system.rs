@@ -289,7 +289,11 @@ impl Engine {
     pub(crate) fn bitmap_read_done(&mut self, result: Result<(), BaseError>) {
         let extent = self.bitmap_load.take().expect("a bitmap read in flight");
         self.space.wanted = None;
-        // A passing fault is left alone: whoever still wants the bitmap asks again.
+        // A passing fault is left alone: whoever still wants the bitmap asks again. Recovery asks
+        // only so often.
+        if let Some(recovery) = self.recovery.as_mut().filter(|_| result.is_err()) {
+            recovery.bitmap_failures = recovery.bitmap_failures.saturating_add(1);
+        }
         if result.is_ok() {
             let pages = &self.bitmap_pages;
             let copies = [pages.bytes(PageId(0)), pages.bytes(PageId(1))];

@@ -81,7 +81,7 @@ impl Store {
     /// cloned from vm1@1, solo (3) with snapshots, well (4); two levels of nodes above the leaves;
     /// and a journal with records to be replayed.
     pub fn new(traits: BaseTraits) -> Store {
-        let mut rig = Rig::new(40 << 20, traits);
+        let mut rig = Rig::new(20 << 20, traits);
         let mut due = Vec::new();
         let mut byte = 0u8;
         let mut fill = |rig: &mut Rig, h: Handle, places: &[(u64, usize)]| {

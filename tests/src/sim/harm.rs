@@ -153,7 +153,7 @@ impl Base {
             // node's parent; the catalogue names a bitmap's generation.
             Kind::Node => {
                 let same = header_of(shown).filter(|(k, h)| {
-                    let place = |h: &Header| (h.address, h.level, h.index, h.owner);
+                    let place = |h: &Header| (h.address, h.level, h.index);
                     *k == kind && place(h) == place(&header) && sealed(shown, kind)
                 });
                 same.is_none()

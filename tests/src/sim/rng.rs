@@ -38,6 +38,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
+    #[expect(clippy::should_implement_trait, reason = "a stream of numbers has no end")]
     pub fn next(&mut self) -> u64 {
         let s = &mut self.state;
         let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
