@@ -445,7 +445,10 @@ impl Engine {
             );
             error(ErrorKind::NoSpace, text)
         } else {
-            let why = self.failed.as_deref().unwrap_or("the base device failed");
+            let why = match status {
+                Status::Corrupt => "its map is damaged; `lamina check` says where",
+                _ => self.failed.as_deref().unwrap_or("the base device failed"),
+            };
             let text = format!(
                 "disk {name} keeps its size: freeing what lies past the new end failed ({why})"
             );

@@ -161,6 +161,8 @@ pub struct Engine {
     pub(crate) reading: Vec<u16>,
     /// Bitmap read in flight: extent and its two pages.
     pub(crate) bitmap_load: Option<usize>,
+    /// Reads of it that failed since the last that did not.
+    pub(crate) bitmap_failures: u32,
     pub(crate) bitmap_pages: Pages,
     pub(crate) io: Ring<BaseIo>,
     pub(crate) done: Ring<Done>,
@@ -224,6 +226,7 @@ impl Engine {
             lane: 0,
             reading: vec![0; if base.atomic_rw { 0 } else { 8192 }],
             bitmap_load: None,
+            bitmap_failures: 0,
             bitmap_pages: Pages::new(2),
             io: Ring::new(slots * READ_WINDOW as usize + pages + 256),
             done: Ring::new(2 * slots),

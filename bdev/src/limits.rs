@@ -48,6 +48,8 @@ pub const DIFF_STEPS_TURN: usize = 16;
 pub const DIFFS_MAX: usize = 64;
 /// Retries of a metadata write before the shard is declared failed.
 pub const WRITE_RETRIES: u8 = 4;
+/// Reads of a bitmap that may fail one after the other.
+pub const BITMAP_RETRIES: u32 = 64;
 /// Cache slots only the checkpoint may take.
 pub const CACHE_RESERVE: usize = 24;
 /// Blocks a changed leaf may cost at a checkpoint: itself and the nodes above it.

@@ -56,7 +56,7 @@ struct Life {
 
 impl Life {
     fn new(seed: u64) -> Life {
-        let traits = if seed % 2 == 0 { RAM } else { FILE };
+        let traits = if seed.is_multiple_of(2) { RAM } else { FILE };
         let rig = Rig::new(48 << 20, traits);
         Life {
             rig,

@@ -8,7 +8,7 @@ use crate::disk::{Disk, LogBlock};
 use crate::engine::{Class, Engine, tag};
 use crate::format::disk_record::{self, DiskRecord};
 use crate::format::snapshot_log::{self, ENTRIES, LogEntry, Place};
-use crate::limits::CHECKPOINT_BITS_TURN;
+use crate::limits::{BITMAP_RETRIES, CHECKPOINT_BITS_TURN};
 use crate::page::PageId;
 use crate::space::sealed_text;
 use crate::status::BaseError;
@@ -286,6 +286,20 @@ impl Engine {
         self.issue(tag(Class::Bitmap, 0, 0), BaseOp::Read, address, addr, 8192);
     }
 
+    /// Without the device nothing can go on. One block that cannot be read costs the space that it
+    /// tells of.
+    fn give_bitmap_up(&mut self, extent: usize, gone: bool) {
+        if gone {
+            self.fail(format!("the bitmap of extent {extent} cannot be read: the device is gone"));
+        } else {
+            self.space.seal(extent);
+            let text = format!(
+                "the bitmap of extent {extent} cannot be read; its free blocks are not used"
+            );
+            self.event(true, text);
+        }
+    }
+
     pub(crate) fn bitmap_read_done(&mut self, result: Result<(), BaseError>) {
         let extent = self.bitmap_load.take().expect("a bitmap read in flight");
         self.space.wanted = None;
@@ -293,6 +307,11 @@ impl Engine {
         // only so often.
         if let Some(recovery) = self.recovery.as_mut().filter(|_| result.is_err()) {
             recovery.bitmap_failures = recovery.bitmap_failures.saturating_add(1);
+        }
+        self.bitmap_failures = if result.is_ok() { 0 } else { self.bitmap_failures + 1 };
+        if self.bitmap_failures >= BITMAP_RETRIES {
+            self.bitmap_failures = 0;
+            self.give_bitmap_up(extent, result == Err(BaseError::Gone));
         }
         if result.is_ok() {
             let pages = &self.bitmap_pages;

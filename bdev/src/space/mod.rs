@@ -129,7 +129,8 @@ impl Space {
         (first..end).for_each(|extent| self.seal(extent));
     }
 
-    fn seal(&mut self, extent: usize) {
+    /// Gives nothing out of the extent any more, nor takes anything back.
+    pub fn seal(&mut self, extent: usize) {
         self.sealed[extent] = true;
         self.free -= u64::from(std::mem::take(&mut self.avail[extent]));
     }

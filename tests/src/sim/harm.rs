@@ -9,7 +9,7 @@
 //! a block sealed with another checksum, address or identity, or the one copy of a pair that is not
 //! needed. User data has no checksum in the store and is never touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lamina_bdev::Seg;
 
@@ -41,6 +41,8 @@ pub struct Harms {
     old: BTreeMap<u64, Box<Page>>,
     /// Metadata blocks that were written, for misdirected operations to meet.
     written: Vec<u64>,
+    /// Copies of pairs that were damaged, if only for one read: the other copy never is.
+    spoilt: BTreeSet<u64>,
     /// Damage returned and not yet taken by the model.
     pub notes: Vec<Note>,
 }
@@ -108,6 +110,9 @@ impl Base {
                 self.harms.hidden.remove(&block);
                 continue;
             };
+            if !matches!(note.kind, Kind::Node | Kind::Bitmap) {
+                self.harms.spoilt.insert(block);
+            }
             write_segs(segs, (block * PAGE as u64 - offset) as usize, &shown[..]);
             self.harms.notes.push(note);
             if !lasts && self.fate.chance(harm.lasting_permille) {
@@ -177,7 +182,7 @@ impl Base {
             let twin = k == kind && (h.owner, h.index) == (header.owner, header.index);
             let good = h.generation >= header.generation && h.generation <= committed;
             let even = kind != Kind::Superblock || h.generation == header.generation;
-            twin && good && even && sealed(&page, kind) && !self.harms.hidden.contains_key(&other)
+            twin && good && even && sealed(&page, kind) && !self.harms.spoilt.contains(&other)
         })
     }
 

@@ -5,6 +5,8 @@ use lamina_bdev::{CommandDone, Error, ErrorKind, Handle, Reply};
 
 use super::commands::{Intent, Pending};
 use super::model::Place;
+use super::model::Uid;
+use super::pattern::OpId;
 use super::world::{Attachment, World};
 
 impl World {
@@ -43,6 +45,10 @@ impl World {
                 self.errors_seen += 100;
                 Ok(())
             }
+            ErrorKind::Io if let Some((uid, op)) = self.harmed_resize(&pending.intent) => {
+                self.model.failed(uid, op);
+                Ok(())
+            }
             ErrorKind::NoSpace if tight || self.base.injected.any() => {
                 self.no_space_seen += 1;
                 match &pending.intent {
@@ -58,6 +64,12 @@ impl World {
                 Err(format!("{kind:?} ({error}), but {due} is due"))
             }
         }
+    }
+
+    /// A shrink whose trim may meet damaged nodes.
+    fn harmed_resize(&self, intent: &Intent) -> Option<(Uid, OpId)> {
+        let Intent::Resize(uid, _, Some(op)) = intent else { return None };
+        self.damage.hurts(self.model.disk(*uid).family).then_some((*uid, *op))
     }
 
     fn apply(&mut self, pending: &Pending, reply: Reply) -> Result<(), String> {
