@@ -121,7 +121,8 @@ impl Ring {
 
     fn page(&self, since: u64, max: usize) -> Page {
         let first = self.last + 1 - self.events.len() as u64;
-        let skip = usize::try_from(since.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let skip =
+            usize::try_from(since.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
         let events = self.events.iter().skip(skip).take(max).cloned().collect();
         Page { events, first, last: self.last }
     }

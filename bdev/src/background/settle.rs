@@ -12,7 +12,7 @@ use crate::format::disk_record::REAP_NONE;
 use crate::format::node;
 use crate::limits::{LEVEL_BITS, LINKS};
 use crate::pipeline::checkpoint::{Dropped, Step, Undecided};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 /// How far the running consistency point is.
 #[derive(Default)]
@@ -25,7 +25,7 @@ pub(crate) struct Settling {
     /// Leaf that the reaper has come to, in the one version it is at.
     reaper: Option<u64>,
     /// Freed already: neighbours through a deleted snapshot may both drop a block.
-    freed: HashSet<u64>,
+    freed: BTreeSet<u64>,
 }
 
 impl Engine {

@@ -17,9 +17,9 @@ use std::sync::mpsc::SyncSender;
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{BaseOp, Command, Engine, EngineState, Error, ErrorKind, Reply, Seg};
 
-use crate::base::{Base, Operation, Submitted};
 use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
 use super::space_watch::SpaceWatch;
+use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
 use crate::vhost::{BlkExport, ExportMsg};

@@ -50,6 +50,7 @@ impl Kind {
 }
 
 /// A pair of copies.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and not for long")]
 pub enum Sides {
     /// The copy that counts.
     Good(Block),

@@ -72,12 +72,13 @@ impl World {
             (EngineState::Ready, false) => {
                 self.recovered = true;
                 self.nested = 0;
-                self.draw_next_crash();
                 self.base.behave(self.plan.latency, self.current_faults(), self.lie);
                 let now = self.now;
                 self.trace.note("ready", [self.crashes, 0, 0]);
                 self.trace.line(now, || "the store is open".to_string());
                 self.reconcile()?;
+                // Not before: the first reconciliation says that there is something to lose.
+                self.draw_next_crash();
                 if !self.calm && self.rng.chance(300) {
                     self.wish_reads();
                 }

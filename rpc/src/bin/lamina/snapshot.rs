@@ -63,9 +63,11 @@ pub enum Command {
         newer: Option<String>,
     },
     /// Write a snapshot to a file or pipe
-    #[command(after_help = "Examples:\n  lamina snapshot export vm1@monday --output monday.lam\n  \
+    #[command(
+        after_help = "Examples:\n  lamina snapshot export vm1@monday --output monday.lam\n  \
               lamina snapshot export vm1@tuesday --since vm1@monday -o tuesday.lam\n  \
-              lamina snapshot export vm1@monday -o - | ssh other lamina snapshot import - --disk vm1")]
+              lamina snapshot export vm1@monday -o - | ssh other lamina snapshot import - --disk vm1"
+    )]
     Export(stream::Export),
     /// Read an exported snapshot into a disk
     #[command(after_help = "Examples:\n  lamina snapshot import monday.lam --disk copy\n  \

@@ -132,7 +132,7 @@ impl Control {
         let applied = self.apply(&mut input, stream, &mut writer, &mut progress, disk.uuid);
         // What has been written is kept, however it ended.
         let flushed = writer.flush().and_then(|()| progress.save(self.state.dir(), disk.uuid));
-        applied.and_then(|_| flushed)?;
+        applied.and(flushed)?;
         let (written, holes) = (writer.written, writer.holes);
         drop(writer);
         let snap = self.take_imported(&found, &disk, &header)?;
