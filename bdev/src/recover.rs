@@ -697,6 +697,9 @@ impl Engine {
             return false;
         }
         recovery.enter(Stage::Checkpoint);
+        // A checkpoint that the crash cut off has used the next number, perhaps for blocks that are
+        // written again now: should such a write get lost, what lies there must not pass for it.
+        self.superblock.generation += 1;
         self.freeze();
         true
     }

@@ -144,7 +144,10 @@ impl World {
 
     /// Submits one request of the probe.
     pub(super) fn probe_with(&mut self, key: u32, op: Op) -> Result<(), String> {
-        let Attachment { place, handle, .. } = self.attachments[&key];
+        // It may have closed since.
+        let Some(&Attachment { place, handle, .. }) = self.attachments.get(&key) else {
+            return Ok(());
+        };
         let op = match (op, place) {
             (Op::Write, Place::Snap(_)) => Op::Read,
             _ => op,
