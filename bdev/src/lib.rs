@@ -18,6 +18,7 @@ mod map;
 mod page;
 mod pipeline;
 mod recover;
+mod replay;
 pub mod request;
 mod ring;
 mod slots;

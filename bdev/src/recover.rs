@@ -20,14 +20,12 @@ use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::{self, REAP_LIVE, REAP_NONE, State as RecordState};
 use crate::format::extent::CATALOGUE_ENTRIES;
 use crate::format::journal::{self as frame, Record};
-use crate::format::node;
 use crate::format::snapshot_log;
 use crate::format::superblock::Superblock;
 use crate::format::{Damage, Header, Kind, Side, pick_side, unseal};
-use crate::limits::{LEVEL_BITS, LINKS, WRITE_RETRIES};
-use crate::map::node_cache::{Key, State};
-use crate::map::radix::Found;
+use crate::limits::{LINKS, WRITE_RETRIES};
 use crate::page::{PageId, Pages};
+use crate::replay::Unapplied;
 use crate::space::Space;
 use crate::status::BaseError;
 use crate::types::BLOCK_SIZE;
@@ -89,14 +87,6 @@ pub(crate) struct Recovery {
     pub node_failures: u8,
     /// Reads of bitmaps that failed for it.
     pub bitmap_failures: u8,
-}
-
-/// Why a record was not applied.
-enum Unapplied {
-    /// It cannot be right: skipped.
-    Unlawful(String),
-    /// The device fails: it must not be skipped, since it was acknowledged.
-    Unreadable(String),
 }
 
 impl Recovery {
@@ -645,7 +635,7 @@ impl Engine {
         false
     }
 
-    fn lawful_run(&self, pba: u64, len: u64) -> bool {
+    pub(crate) fn lawful_run(&self, pba: u64, len: u64) -> bool {
         let g = &self.space.geometry;
         let last = pba.saturating_add(len.saturating_sub(1));
         len > 0
@@ -702,122 +692,5 @@ impl Engine {
         self.superblock.generation += 1;
         self.freeze();
         true
-    }
-
-    /// A leaf in place of one that cannot be had since the map is damaged there: everything in it is
-    /// lost, but for what the journal is about to put there.
-    fn lost_leaf(&mut self, disk: u32, leaf: u64) -> u32 {
-        let slot =
-            self.cache.insert(Key::new(disk, 0, leaf), State::Clean, 0).expect("room was made");
-        let found = self.disks[disk as usize].as_ref().expect("checked");
-        let (name, newest) = (found.name, found.newest);
-        let meta = &mut self.cache.meta[slot as usize];
-        meta.birth = found.epoch;
-        meta.shared_with = newest;
-        self.cache.links[slot as usize].fill(node::LOST | node::READ_ONLY);
-        let first = leaf << LEVEL_BITS;
-        let text = format!(
-            "disk {name}: the map of its blocks {first} to {} is damaged; what the journal does not hold of them is lost",
-            first + LINKS as u64 - 1
-        );
-        self.event(true, text);
-        slot
-    }
-
-    /// Applies one record. Ok(false): something has to be read first.
-    fn replay(&mut self, record: &Record, recovery: &Recovery) -> Result<bool, Unapplied> {
-        let (disk, vba, len) = match *record {
-            Record::Snapshot { disk, uuid, time, label, .. } => {
-                self.replay_disk(disk)?;
-                self.enter_snapshot(disk, uuid, label, time);
-                return Ok(true);
-            }
-            Record::Write { disk, vba, len, .. } | Record::Discard { disk, vba, len } => {
-                (disk, vba, u64::from(len))
-            }
-        };
-        self.replay_disk(disk)?;
-        let found = self.disks[disk as usize].as_ref().expect("checked");
-        let in_leaf = vba % LINKS as u64 + len <= LINKS as u64 && len > 0;
-        let blocks = found.record_size >> 12;
-        if !in_leaf || vba.saturating_add(len) > blocks {
-            return Err(Unapplied::Unlawful(format!(
-                "blocks {vba} and up lie outside disk {}",
-                found.name
-            )));
-        }
-        let pba = match *record {
-            Record::Write { pba, .. } => Some(pba),
-            Record::Discard { .. } | Record::Snapshot { .. } => None,
-        };
-        if let Some(pba) = pba {
-            if !self.lawful_run(pba, len) {
-                return Err(Unapplied::Unlawful(format!(
-                    "physical blocks {pba} and up are out of bounds"
-                )));
-            }
-            let extent = self.space.geometry.extent_of(pba).expect("lawful") as usize;
-            if !self.space.loaded(extent) && !self.space.load_fresh(extent) {
-                if recovery.bitmap_failures >= WRITE_RETRIES {
-                    let why = format!(
-                        "the base device fails to read the bitmap of extent {extent}, which acknowledged writes in the journal need"
-                    );
-                    return Err(Unapplied::Unreadable(why));
-                }
-                self.space.wanted = Some(extent);
-                return Ok(false);
-            }
-        }
-        let leaf = vba >> LEVEL_BITS;
-        if self.cache.spare() <= self.cache_reserve() + 2 {
-            // Bounded by the journal: what was dirty at the crash had fitted its cache then.
-            self.cache.grow(256);
-        }
-        let gave_up = recovery.node_failures >= WRITE_RETRIES;
-        if gave_up && !self.checkpoint.bad_node_is_damaged() {
-            let name = self.disks[disk as usize].as_ref().expect("checked").name;
-            let why = format!(
-                "the base device fails to read the map of disk {name}, which acknowledged writes in the journal need"
-            );
-            return Err(Unapplied::Unreadable(why));
-        }
-        let found = if gave_up { Found::Lost } else { self.find_leaf(disk, leaf) };
-        let slot = match found {
-            Found::Hit(slot) => {
-                let pinned = self.cache.pin(slot, 0);
-                assert!(pinned, "room was made");
-                slot
-            }
-            Found::Absent if pba.is_none() => return Ok(true),
-            Found::Absent => {
-                let key = Key::new(disk, 0, leaf);
-                let slot = self.cache.insert(key, State::Clean, 0).expect("room was made");
-                let found = self.disks[disk as usize].as_ref().expect("checked");
-                let meta = &mut self.cache.meta[slot as usize];
-                meta.birth = found.epoch;
-                meta.shared_with = found.newest;
-                slot
-            }
-            Found::Loading(_) | Found::NoRoom => return Ok(false),
-            Found::Lost => self.lost_leaf(disk, leaf),
-        };
-        let claimed = pba.is_none_or(|pba| (pba..pba + len).all(|b| self.space.claim(b)));
-        if claimed {
-            self.apply(slot, disk, vba, pba, len);
-        }
-        self.cache.unpin(slot);
-        if claimed {
-            Ok(true)
-        } else {
-            Err(Unapplied::Unlawful(format!("block {pba:?} has two owners")))
-        }
-    }
-
-    fn replay_disk(&self, disk: u32) -> Result<(), Unapplied> {
-        let found = self.disks.get(disk as usize).and_then(|d| d.as_ref());
-        match found {
-            Some(found) if !found.deleting => Ok(()),
-            _ => Err(Unapplied::Unlawful(format!("disk number {disk} is not available"))),
-        }
     }
 }

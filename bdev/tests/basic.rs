@@ -157,8 +157,8 @@ fn nodes(rig: &Rig, owner: u32, level: u8, index: u64) -> Vec<usize> {
     blocks.filter(|(_, block)| header(block)).map(|(at, _)| at * 4096).collect()
 }
 
-/// Contract 6: a checkpoint that needs a damaged node replaces it; nothing acknowledged is lost, the
-/// rest of what the node led to is an error, and everybody else goes on.
+/// Contract 6: a checkpoint that needs a damaged node replaces it; nothing acknowledged is lost,
+/// the rest of what the node led to is an error, and everybody else goes on.
 #[test]
 fn a_damaged_node_costs_what_is_below_it_and_no_more() {
     const GIB: u64 = 1 << 30;

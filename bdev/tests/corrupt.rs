@@ -1,6 +1,6 @@
 //! A damaged store: whatever lies on disk, opening it ends, soon and in bounded memory, without a
-//! panic; what is damaged is named with disk and block; the other disks serve every byte; and `check`
-//! finds it. Each case damages one thing, most with the checksum made right again.
+//! panic; what is damaged is named with disk and block; the other disks serve every byte; and
+//! `check` finds it. Each case damages one thing, most with the checksum made right again.
 
 mod damage;
 mod simple;

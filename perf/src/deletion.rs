@@ -2,8 +2,8 @@
 //! holds, not the size of the disk.
 //!
 //! The base is sparse memory: the guest's data stay where they are, metadata are really written and
-//! read. Each row: fill, snapshot, overwrite so many blocks at random, delete the snapshot; then the
-//! space it held is back to the block, which is checked.
+//! read. Each row: fill, snapshot, overwrite so many blocks at random, delete the snapshot; then
+//! the space it held is back to the block, which is checked.
 
 use anyhow::{Result, ensure};
 use clap::Args;

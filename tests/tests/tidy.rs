@@ -42,13 +42,16 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 /// Files over the goal, with their lines.
 const LONG_FILES: &[(&str, usize)] = &[
-    ("bdev/src/commands.rs", 671),
-    ("bdev/src/engine.rs", 614),
-    ("bdev/src/pipeline/checkpoint.rs", 671),
-    ("bdev/src/recover.rs", 716),
+    ("bdev/src/commands.rs", 692),
+    ("bdev/src/engine.rs", 664),
+    ("bdev/src/pipeline/checkpoint.rs", 719),
+    ("bdev/src/recover.rs", 696),
+    // Mostly the table of cases.
+    ("bdev/tests/corrupt.rs", 975),
 ];
 /// Functions over the goal, as file and name, with their lines.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
+    ("target/src/vhost/tests/fuzz.rs", "step", 76),
     ("target/src/vhost/tests/hostile.rs", "chains", 166),
     ("target/src/vhost/tests/hostile.rs", "hostile_split_rings", 144),
     ("target/src/vhost/tests/protocol.rs", "crimes", 96),

@@ -10,8 +10,8 @@
 //! that no longer change. Its cursor and what it freed commit with the point, so a crash repeats
 //! nothing. Leaves below the cursor no longer count the deleted version as sharing them; what the
 //! live disk drops meanwhile goes through the checkpoint's undecided list (see `settle`). Who its
-//! neighbours are says [`crate::disk::versions`]; what remains of a version that several others come
-//! after is a ghost.
+//! neighbours are says [`crate::disk::versions`]; what remains of a version that several others
+//! come after is a ghost.
 
 use crate::background::walker::{REAPER, Walk};
 use crate::canary::{Canary, planted};

@@ -1,5 +1,5 @@
-//! Settles what the trees dropped and some neighbour may still hold: such a block is free exactly if
-//! no version next to the one that dropped it has it in the same place.
+//! Settles what the trees dropped and some neighbour may still hold: such a block is free exactly
+//! if no version next to the one that dropped it has it in the same place.
 //!
 //! It runs in each consistency point when all trees of the freeze are on disk, before the reaper.
 

@@ -4,9 +4,9 @@
 //!  root ─► node ─► node ─► leaf     each step is a buffer that has the node, or a read to wait for
 //! ```
 //!
-//! Walkers read past the node cache, so that a walk over a whole disk evicts nothing. There are two,
-//! with a few buffers each: one for the consistency point and its reaper, one for changed-block
-//! lists.
+//! Walkers read past the node cache, so that a walk over a whole disk evicts nothing. There are
+//! two, with a few buffers each: one for the consistency point and its reaper, one for
+//! changed-block lists.
 
 use crate::base_io::BaseOp;
 use crate::disk::Root;

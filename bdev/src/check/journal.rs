@@ -1,7 +1,7 @@
 //! What the journal of a store that was not closed names: accounted for, as its replay would.
 //!
-//! A record's blocks are not in the bitmaps yet, and nobody else's; they are the journal's until the
-//! store is opened. A block the tree drops at replay is still the tree's.
+//! A record's blocks are not in the bitmaps yet, and nobody else's; they are the journal's until
+//! the store is opened. A block the tree drops at replay is still the tree's.
 
 use super::report::{FindingKind, Severity};
 use super::system::{Shard, Slot};
@@ -138,8 +138,8 @@ impl Shard<'_> {
         skipped.2 += 1;
     }
 
-    /// Journal blocks behind the end: left over after a crash, unless one of them knows that what is
-    /// missing had been durable.
+    /// Journal blocks behind the end: left over after a crash, unless one of them knows that what
+    /// is missing had been durable.
     fn find_gap(&mut self, end: u64) -> Result<(), Error> {
         let tail = self.superblock.journal_tail;
         for lsn in end..tail.saturating_add(self.geometry().journal_blocks) {

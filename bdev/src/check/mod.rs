@@ -14,8 +14,8 @@
 //! of trees that descend from each other. A check proves this, the checksum and the identity of
 //! every metadata block, and the bitmaps.
 //!
-//! Memory: two bits a block of the region (three while it is served), some 60 bytes a map node, and a bounded table for shared
-//! data. It runs on a thread that may block, never on a reactor.
+//! Memory: two bits a block of the region (three while it is served), some 60 bytes a map node, and
+//! a bounded table for shared data. It runs on a thread that may block, never on a reactor.
 //!
 //! # While the store is served
 //!

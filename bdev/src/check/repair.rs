@@ -316,8 +316,8 @@ impl Shard<'_> {
         Ok(())
     }
 
-    /// The entry an extent is to have (`None`: not known), and the blocks that came free; `None` for
-    /// those of a bitmap that had to be built anew.
+    /// The entry an extent is to have (`None`: not known), and the blocks that came free; `None`
+    /// for those of a bitmap that had to be built anew.
     fn plan_extent(
         &mut self,
         extent: u64,

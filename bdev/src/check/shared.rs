@@ -1,5 +1,5 @@
-//! Second walk: data blocks that several leaves hold. That is lawful only at the same place of disks
-//! that descend from each other, and if at most one of the leaves may overwrite it in place.
+//! Second walk: data blocks that several leaves hold. That is lawful only at the same place of
+//! disks that descend from each other, and if at most one of the leaves may overwrite it in place.
 //!
 //! The table of places is bounded: where many blocks are shared, the walk goes over a window of
 //! blocks at a time.

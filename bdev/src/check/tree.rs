@@ -2,9 +2,9 @@
 //! itself.
 //!
 //! A node belongs to one place (level, index). So a node met again at another place is damage, and
-//! that ends every cycle, since children lie one level down. What a version may hold of other disks'
-//! nodes follows from its descent: of each disk before it, what was born up to the snapshot it was
-//! cloned from.
+//! that ends every cycle, since children lie one level down. What a version may hold of other
+//! disks' nodes follows from its descent: of each disk before it, what was born up to the snapshot
+//! it was cloned from.
 
 use super::CheckPhase;
 use super::repair::Broken;

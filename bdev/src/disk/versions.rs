@@ -1,9 +1,9 @@
 //! The tree of versions: which snapshots and live disks come right before and after one another.
 //!
 //! ```text
-//!   vm: s1 ──── s2 ──── live        A block belongs to a connected piece of this tree: once dropped
-//!               ║                   it never comes back. So it is free exactly if the version that
-//!   clone:      ╚══ c1 ──── live    drops it has no neighbour that still has it.
+//!  vm: s1 ──── s2 ──── live        A block belongs to a connected piece of this tree: once dropped
+//!              ║                   it never comes back. So it is free exactly if the version that
+//!  clone:      ╚══ c1 ──── live    drops it has no neighbour that still has it.
 //!
 //!   s2 deleted: a ghost. It has no map any more, but s1, vm's live and c1 are neighbours through
 //!   it. When fewer than two versions come after a ghost, it goes too.

@@ -1,7 +1,7 @@
 //! Fuzz targets of the metadata decoders: whatever a block with a right checksum holds, decoding
 //! it never panics, and what decodes is written back as the same thing.
 
-use std::time::Duration;
+use core::time::Duration;
 
 use super::superblock::{Geometry, Superblock};
 use super::{

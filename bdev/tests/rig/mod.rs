@@ -2,7 +2,7 @@
 //! failing; and which knows what a power cut would leave.
 //!
 //! ```text
-//!  engine.next_io ─► pending ─ complete(i, result) ─► visible ─ a flush that began later ─► durable
+//!  engine.next_io ─► pending ─ complete(i, result) ─► visible ─ flush that began later ─► durable
 //! ```
 // UNSAFETY: a base device moves bytes by address; this is one.
 #![allow(unsafe_code)]

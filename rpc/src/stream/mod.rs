@@ -23,8 +23,8 @@
 //! ```
 //!
 //! Data and holes are whole blocks, ascending, within the size. What no record speaks of is as it
-//! was in the older snapshot, or a hole in a full stream. A stream that breaks off is good up to its
-//! last whole record, and the sender can go on from there ([`StreamMark`]).
+//! was in the older snapshot, or a hole in a full stream. A stream that breaks off is good up to
+//! its last whole record, and the sender can go on from there ([`StreamMark`]).
 //!
 //! Both sides are pure: bytes in, bytes out. Streams are hostile input: the decoder keeps at most
 //! one record, checks every field, and says at which record and byte it found what is wrong.

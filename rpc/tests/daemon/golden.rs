@@ -1,8 +1,8 @@
 //! What SPDK's own clients send, byte for byte, is understood.
 //!
 //! `golden/*.json` holds what `rpc.py` of SPDK 26.09 wrote to its socket, recorded: indented JSON
-//! without a newline at its end; `lamina_*` have the same form. What other clients send is taken from
-//! their source.
+//! without a newline at its end; `lamina_*` have the same form. What other clients send is taken
+//! from their source.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

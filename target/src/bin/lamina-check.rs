@@ -2,8 +2,8 @@
 //! this program; it is to a store what fsck is to a file system.
 //!
 //! A program of its own, since the command line depends on nothing of ours, and since a check is
-//! wanted most where no daemon can open the store. It takes the lock that a daemon takes, so an open
-//! store is refused: that one is checked by its name, by the daemon. Rejected: a subcommand of
+//! wanted most where no daemon can open the store. It takes the lock that a daemon takes, so an
+//! open store is refused: that one is checked by its name, by the daemon. Rejected: a subcommand of
 //! laminad (its arguments are a daemon's), an RPC with a path (needs a daemon).
 
 use std::io::{IsTerminal, Write};

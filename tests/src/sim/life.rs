@@ -1,7 +1,7 @@
 //! The lives of the engine: opening, watching its state, and how each life ends.
 //!
 //! ```text
-//!  open ─▶ recovering ─▶ ready ─▶ crash (kill, power cut, reopening after errors) ─▶ image checked ─┐
+//!  open ─▶ recovering ─▶ ready ─▶ crash (kill, power cut, reopening after errors) ─▶ image seen ─┐
 //!    ▲          └── crash again, up to NESTED_MAX deep ──────────────────────────────▶┤
 //!    └──────────────────────────────────────────────────────────────────────────────┘
 //! ```

@@ -1,7 +1,7 @@
 //! How far an import got, so that it can go on after anything.
 //!
 //! ```text
-//!  <state-dir>/imports/<UUID of the disk>.json     written after a flush of the disk; replaced whole
+//!  <state-dir>/imports/<UUID of the disk>.json   written after a flush of the disk; replaced whole
 //! ```
 
 use std::fs::{File, OpenOptions};
