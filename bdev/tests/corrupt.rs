@@ -695,12 +695,15 @@ fn torn_journal(store: &mut Store, sectors: usize) {
     store.rot(block, |b| b[sectors * SECTOR_SIZE..].fill(0x5a));
 }
 
+/// A name, and what it does to a store.
+type Torn = (&'static str, fn(&mut Store));
+
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for group in [SUPERBLOCKS, LABELS, RECORDS, DESCENT, LOGS, NODES, SPACE, JOURNALS] {
         all.extend(group.iter().map(|c| Case { ..*c }));
     }
-    let torn: [(&'static str, fn(&mut Store)); 8] = [
+    let torn: [Torn; 8] = [
         ("journal: torn at 0", |s| torn_journal(s, 0)),
         ("journal: torn at 512", |s| torn_journal(s, 1)),
         ("journal: torn at 1024", |s| torn_journal(s, 2)),

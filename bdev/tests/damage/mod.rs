@@ -200,7 +200,7 @@ impl Store {
         let committed = self.sb(48);
         let generation = |block| {
             let good = self.block(block)[..4] == *b"LMNA" && self.u64_at(block, 48) <= committed;
-            good.then(|| self.u64_at(block, 48) + 1).unwrap_or(0)
+            if good { self.u64_at(block, 48) + 1 } else { 0 }
         };
         if generation(pair + 1) > generation(pair) { pair + 1 } else { pair }
     }
