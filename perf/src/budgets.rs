@@ -156,7 +156,7 @@ fn instructions(step: Step, count: u64) -> Result<u64> {
         .arg(own)
         .args(["budgets", "--step", &step.name(), "--count", &count.to_string()])
         .output()
-        .context("valgrind counts the instructions: install it (scripts/setup does)")?;
+        .context("valgrind counts the instructions: install it (Debian: valgrind)")?;
     let counted = total(&out);
     let _ = std::fs::remove_file(&out);
     ensure!(ran.status.success(), "step {step:?}: {}", String::from_utf8_lossy(&ran.stderr));

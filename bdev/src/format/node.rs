@@ -104,6 +104,8 @@ pub(crate) fn read(
         let low = u32::from_le_bytes(bytes[..4].try_into().expect("4 bytes"));
         let high = u16::from_le_bytes(bytes[4..].try_into().expect("2 bytes"));
         *link = u64::from(low) | u64::from(high) << 32;
+        // What is lost can be neither overwritten nor freed.
+        *link |= if *link & ADDRESS == LOST { READ_ONLY } else { 0 };
     }
     let extra = RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + EXTRA_LEN])
         .map_err(|_| Damage::Content)?;
