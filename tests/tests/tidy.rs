@@ -47,7 +47,7 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("bdev/src/pipeline/checkpoint.rs", 719),
     ("bdev/src/recover.rs", 696),
     // Mostly the table of cases.
-    ("bdev/tests/corrupt.rs", 975),
+    ("bdev/tests/corrupt.rs", 978),
 ];
 /// Functions over the goal, as file and name, with their lines.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[

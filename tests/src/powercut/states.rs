@@ -3,7 +3,7 @@
 //! | blocks uncertain | tried |
 //! |---|---|
 //! | up to `subsets` | every subset |
-//! | more | every prefix; each block alone missing; each alone there; each pair of metadata blocks |
+//! | more | every prefix; each block alone missing; each alone there; pairs of metadata blocks |
 //! |      | missing, and alone there; some subsets at random |
 //! | any, where 4 KiB | each block torn at each sector, with all before it, with all others, |
 //! | writes may tear  | and alone |
