@@ -484,7 +484,7 @@ impl Engine {
             clone.origin_lost = true;
             clone.adopted = true;
             let text = format!(
-                "disk {}: the snapshot it is a clone of is not available; no space is reclaimed until `lamina check --repair`",
+                "disk {}: the snapshot it is a clone of is not available; deleted snapshots and disks give no space back meanwhile",
                 clone.name
             );
             self.event(true, text);

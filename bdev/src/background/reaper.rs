@@ -81,7 +81,7 @@ impl Engine {
     /// True while a deleted version has not been taken apart.
     pub(crate) fn reaping(&self) -> bool {
         // A disk that could not be opened may share blocks with any other: nothing is taken back
-        // before `check` has repaired the store.
+        // while it is missing.
         self.to_reap > 0 && !self.bereft
     }
 
