@@ -1,0 +1,12 @@
+//! NVMe over TCP without any I/O of its own.
+//!
+//! ```text
+//!  socket bytes ─► transport::Connection ─► command ─┬─ I/O queue:   io::IoQueue ─► engine
+//!              ◄─                        ◄─ answer   └─ admin queue: controller::Controller
+//!                                                                    │ subsystem::Subsystem
+//! ```
+//!
+//! Sources: NVM Express Base Specification 2.1 ("Base"), NVM Command Set 1.1 ("NVM"), NVMe/TCP
+//! Transport 1.1 ("TCP"). `DESIGN.md` beside this crate says who owns what and why.
+
+#![forbid(unsafe_code)]
