@@ -20,6 +20,7 @@ pub struct Machine {
     disks: Vec<String>,
     program: Option<PathBuf>,
     cpus: u32,
+    network: bool,
 }
 
 impl Machine {
@@ -52,6 +53,14 @@ impl Machine {
         self
     }
 
+    /// Gives it a network card, on which the host's loopback is 10.0.2.2, and the disk with `fio`
+    /// and `nvme`.
+    #[must_use]
+    pub fn network(mut self) -> Machine {
+        self.network = true;
+        self
+    }
+
     /// Boots it; `name` tells its files in `folder` from another guest's.
     ///
     /// # Panics
@@ -71,6 +80,9 @@ impl Machine {
         }
         if let Some(program) = &self.program {
             command.arg("--program").arg(program);
+        }
+        if self.network {
+            command.args(["--network", "--tools"]);
         }
         command.arg("--cpus").arg(self.cpus.to_string());
         command.arg("--control").arg(&prefix).arg("--console").arg(&console);
