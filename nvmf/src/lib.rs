@@ -10,3 +10,14 @@
 //! Transport 1.1 ("TCP"). `DESIGN.md` beside this crate says who owns what and why.
 
 #![forbid(unsafe_code)]
+
+pub mod controller;
+pub mod io;
+pub mod reservation;
+pub mod subsystem;
+mod slot;
+pub mod auth;
+pub mod tls_psk;
+pub mod wire;
+
+pub use slot::SlotId;

@@ -1,0 +1,210 @@
+//! The target's side of one authentication.
+
+use super::Random;
+use super::group::{Group, KeyPair};
+use super::hash::{Context, HashId, Role, same};
+use super::key::AuthKey;
+use super::message::{Challenge, Failure, FromHost, Reply, failure1, success1};
+
+/// What a target knows of a host that has to authenticate, and what it accepts.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The host's key.
+    pub host_key: AuthKey,
+    /// The subsystem's own key, if hosts may ask for its proof.
+    pub controller_key: Option<AuthKey>,
+    /// Hashes, the preferred first.
+    pub hashes: Vec<HashId>,
+    /// Groups, the preferred first.
+    pub groups: Vec<Group>,
+}
+
+/// Where an authentication stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// The next message is the host's.
+    Host,
+    /// The next message is the target's: an Authentication Receive is due.
+    Target,
+    /// The host is who it says.
+    Done,
+    /// It is not, or broke the protocol: the queue has to end.
+    Failed,
+}
+
+/// What was sent in a challenge.
+struct Sent {
+    hash: HashId,
+    sequence: u32,
+    challenge: Vec<u8>,
+    pair: Option<KeyPair>,
+}
+
+enum State {
+    Begin,
+    /// Bytes to hand out, and what comes after.
+    Say(Vec<u8>, Box<State>),
+    Challenged(Sent),
+    /// The host has yet to accept our proof.
+    Proven,
+    Done,
+    Failed,
+}
+
+/// One authentication of one queue.
+pub struct Authentication {
+    host: String,
+    subsystem: String,
+    credentials: Credentials,
+    transaction: u16,
+    secure_channel: u8,
+    state: State,
+}
+
+impl Authentication {
+    /// Begins: the host has to negotiate.
+    pub fn new(host: &str, subsystem: &str, credentials: Credentials) -> Authentication {
+        let (host, subsystem) = (host.to_owned(), subsystem.to_owned());
+        let state = State::Begin;
+        Authentication { host, subsystem, credentials, transaction: 0, secure_channel: 0, state }
+    }
+
+    /// Where it stands.
+    pub fn stage(&self) -> Stage {
+        match self.state {
+            State::Begin | State::Challenged(_) | State::Proven => Stage::Host,
+            State::Say(..) => Stage::Target,
+            State::Done => Stage::Done,
+            State::Failed => Stage::Failed,
+        }
+    }
+
+    /// Takes the data of an Authentication Send.
+    pub fn send(&mut self, data: &[u8], random: Random<'_>) {
+        let (state, due) = match std::mem::replace(&mut self.state, State::Failed) {
+            State::Challenged(sent) => {
+                let hash = sent.hash;
+                (State::Challenged(sent), Some(hash))
+            }
+            state => (state, None),
+        };
+        let next =
+            FromHost::decode(data, due).and_then(|message| self.step(state, message, random));
+        self.state = next.unwrap_or_else(|failure| {
+            State::Say(failure1(self.transaction, failure), Box::new(State::Failed))
+        });
+    }
+
+    /// The message for an Authentication Receive; `None` if none is due.
+    pub fn receive(&mut self) -> Option<Vec<u8>> {
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Say(bytes, next) => {
+                self.state = *next;
+                Some(bytes)
+            }
+            state => {
+                self.state = state;
+                None
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        state: State,
+        message: FromHost,
+        random: Random<'_>,
+    ) -> Result<State, Failure> {
+        match (state, message) {
+            (State::Begin, FromHost::Negotiate { transaction, secure_channel, hashes, groups }) => {
+                self.transaction = transaction;
+                self.secure_channel = secure_channel;
+                if secure_channel != 0 {
+                    return Err(Failure::SecureChannel);
+                }
+                self.challenge(&hashes, &groups, random)
+            }
+            (State::Challenged(sent), FromHost::Reply(reply)) => self.judge(&sent, &reply),
+            (State::Proven, FromHost::Success2 { transaction })
+                if transaction == self.transaction =>
+            {
+                Ok(State::Done)
+            }
+            (_, FromHost::Failure2) => Ok(State::Failed),
+            _ => Err(Failure::IncorrectMessage),
+        }
+    }
+
+    fn challenge(
+        &self,
+        hashes: &[u8],
+        groups: &[u8],
+        random: Random<'_>,
+    ) -> Result<State, Failure> {
+        let hash = self.credentials.hashes.iter().find(|hash| hashes.contains(&(**hash as u8)));
+        let hash = *hash.ok_or(Failure::HashNotUsable)?;
+        let group = self.credentials.groups.iter().find(|group| groups.contains(&(**group as u8)));
+        let group = *group.ok_or(Failure::GroupNotUsable)?;
+        let mut challenge = vec![0; hash.bytes()];
+        random(&mut challenge);
+        let mut sequence = [0; 4];
+        random(&mut sequence);
+        // 0 would mean that no proof is asked for.
+        let sequence = u32::from_le_bytes(sequence).max(1);
+        let pair = group.key_pair(random);
+        let message = Challenge {
+            transaction: self.transaction,
+            hash,
+            group,
+            sequence,
+            challenge: challenge.clone(),
+            public: pair.as_ref().map_or(Vec::new(), |pair| pair.public.clone()),
+        };
+        let sent = Sent { hash, sequence, challenge, pair };
+        Ok(State::Say(message.encode(), Box::new(State::Challenged(sent))))
+    }
+
+    fn judge(&self, sent: &Sent, reply: &Reply) -> Result<State, Failure> {
+        if reply.transaction != self.transaction {
+            return Err(Failure::IncorrectPayload);
+        }
+        let secret = match &sent.pair {
+            None if reply.public.is_empty() => None,
+            None => return Err(Failure::IncorrectPayload),
+            Some(pair) => Some(pair.agree(&reply.public).ok_or(Failure::IncorrectPayload)?),
+        };
+        let context = |sequence| Context {
+            sequence,
+            transaction: self.transaction,
+            secure_channel: self.secure_channel,
+            host: &self.host,
+            subsystem: &self.subsystem,
+        };
+        let hash = sent.hash;
+        let expected = hash.response(
+            &self.credentials.host_key.bound_to(&self.host),
+            &hash.augment(&sent.challenge, secret.as_deref()),
+            Role::Host,
+            &context(sent.sequence),
+        );
+        if !same(&expected, &reply.response) {
+            return Err(Failure::Failed);
+        }
+        let Some(challenge) = &reply.challenge else {
+            return Ok(State::Say(success1(self.transaction, hash, None), Box::new(State::Done)));
+        };
+        // A host that echoes our own challenge wants us to compute its response.
+        if same(challenge, &sent.challenge) {
+            return Err(Failure::Failed);
+        }
+        let key = self.credentials.controller_key.as_ref().ok_or(Failure::Failed)?;
+        let proof = hash.response(
+            &key.bound_to(&self.subsystem),
+            &hash.augment(challenge, secret.as_deref()),
+            Role::Controller,
+            &context(reply.sequence),
+        );
+        let message = success1(self.transaction, hash, Some(&proof));
+        Ok(State::Say(message, Box::new(State::Proven)))
+    }
+}

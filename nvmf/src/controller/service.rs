@@ -1,0 +1,224 @@
+//! All controllers and the target they serve: the service thread's state.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::admin::completion;
+use super::events::Event;
+use super::one::Controller;
+use super::{Action, ControllerKey, Limits, Reply, Usage};
+use crate::subsystem::{Change, NsTable, Subsystem, SubsystemId, Target};
+use crate::wire::Status;
+
+/// Controllers, target, and what is to be done about them.
+#[derive(Debug)]
+pub struct Service {
+    pub(super) target: Target,
+    pub(super) limits: Limits,
+    pub(super) controllers: BTreeMap<ControllerKey, Controller>,
+    pub(super) next_key: u64,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) usage: BTreeMap<SubsystemId, Usage>,
+    /// When the first call with a time came, for power-on hours.
+    pub(super) started_ns: u64,
+    tables: u64,
+}
+
+impl Service {
+    /// No controllers yet.
+    pub fn new(target: Target, limits: Limits, now_ns: u64) -> Service {
+        assert!(limits.data_bytes_max.is_power_of_two() && limits.data_bytes_max >= 4096);
+        assert!(limits.io_queues_max >= 1 && limits.queue_entries_max >= 2);
+        Service {
+            target,
+            limits,
+            controllers: BTreeMap::new(),
+            next_key: 1,
+            actions: VecDeque::new(),
+            usage: BTreeMap::new(),
+            started_ns: now_ns,
+            tables: 0,
+        }
+    }
+
+    /// What is exported.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Changes what is exported, then tells everybody concerned.
+    pub fn edit<R>(&mut self, change: impl FnOnce(&mut Target) -> R) -> R {
+        let result = change(&mut self.target);
+        self.apply_changes(false);
+        result
+    }
+
+    /// What the owner must do next.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// The controllers there are.
+    pub fn controllers(&self) -> impl Iterator<Item = (ControllerKey, &Controller)> {
+        self.controllers.iter().map(|(key, controller)| (*key, controller))
+    }
+
+    /// One of them.
+    pub fn controller(&self, key: ControllerKey) -> Option<&Controller> {
+        self.controllers.get(&key)
+    }
+
+    /// The namespaces as the controller's I/O queues may use them. Empty if it has ended.
+    pub fn table(&mut self, key: ControllerKey) -> Arc<NsTable> {
+        self.tables += 1;
+        let Some(controller) = self.controllers.get(&key) else { return Arc::default() };
+        let Some(subsystem) = self.target.get(controller.subsystem) else {
+            return Arc::default();
+        };
+        let listener = subsystem.listener(controller.port);
+        let mut table = NsTable::make(subsystem, listener, &controller.host_id, self.tables);
+        table.write_through = !controller.features.write_cache();
+        Arc::new(table)
+    }
+
+    /// Tells what was moved for a subsystem since the daemon started, for the SMART log.
+    pub fn set_usage(&mut self, subsystem: SubsystemId, usage: Usage) {
+        self.usage.insert(subsystem, usage);
+    }
+
+    /// I/O was seen on a queue of the controller: it counts as keep-alive (CTRATT.TBKAS).
+    pub fn heard(&mut self, key: ControllerKey, now_ns: u64) {
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.heard_ns = controller.heard_ns.max(now_ns);
+        }
+    }
+
+    /// An I/O queue's connection has gone.
+    pub fn queue_closed(&mut self, key: ControllerKey, qid: u16) {
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.queues.remove(&qid);
+        }
+    }
+
+    /// The admin queue's connection has gone: so does the controller.
+    pub fn admin_closed(&mut self, key: ControllerKey) {
+        self.end(key, "the admin queue was disconnected");
+    }
+
+    /// Ends the controllers whose time has run out. Call it a few times a second.
+    pub fn tick(&mut self, now_ns: u64) {
+        let expired: Vec<(ControllerKey, &'static str)> = self
+            .controllers
+            .iter()
+            .filter_map(|(key, c)| c.expired(now_ns).map(|reason| (*key, reason)))
+            .collect();
+        expired.into_iter().for_each(|(key, reason)| self.end(key, reason));
+    }
+
+    /// Ends a controller on behalf of management.
+    pub fn disconnect(&mut self, key: ControllerKey, reason: &'static str) {
+        self.end(key, reason);
+    }
+
+    fn end(&mut self, key: ControllerKey, reason: &'static str) {
+        if self.controllers.remove(&key).is_some() {
+            self.actions.push_back(Action::CloseController { controller: key, reason });
+        }
+    }
+
+    fn end_where(&mut self, doomed: impl Fn(&Controller) -> bool, reason: &'static str) {
+        let keys = self.controllers.iter().filter(|(_, c)| doomed(c)).map(|(key, _)| *key);
+        for key in keys.collect::<Vec<_>>() {
+            self.end(key, reason);
+        }
+    }
+
+    pub(super) fn own(&mut self, key: ControllerKey) -> &mut Controller {
+        self.controllers.get_mut(&key).expect("the caller found the controller")
+    }
+
+    pub(super) fn subsystem_of(&self, key: ControllerKey) -> Option<&Subsystem> {
+        self.target.get(self.controllers.get(&key)?.subsystem)
+    }
+
+    /// The controller's queues need a new table. Asked for twice, it is handed out once.
+    pub(super) fn publish(&mut self, key: ControllerKey, drain: bool) {
+        let same =
+            |a: &&mut Action| matches!(a, Action::Publish { controller, .. } if *controller == key);
+        match self.actions.iter_mut().find(same) {
+            Some(Action::Publish { drain: already, .. }) => *already |= drain,
+            _ => self.actions.push_back(Action::Publish { controller: key, drain }),
+        }
+    }
+
+    fn publish_where(&mut self, drain: bool, concerned: impl Fn(&Controller) -> bool) {
+        let keys = self.controllers.iter().filter(|(_, c)| concerned(c)).map(|(key, _)| *key);
+        for key in keys.collect::<Vec<_>>() {
+            self.publish(key, drain);
+        }
+    }
+
+    /// Takes the target's notes of changes to hosts, reactors and the store.
+    pub(super) fn apply_changes(&mut self, drain: bool) {
+        while let Some(change) = self.target.take_change() {
+            match change {
+                Change::Namespace(id, nsid) => {
+                    self.raise_where(|c| c.subsystem == id, |c| c.events.namespace_changed(nsid));
+                    self.publish_where(drain, |c| c.subsystem == id);
+                }
+                Change::Reservation(id, _) => self.publish_where(drain, |c| c.subsystem == id),
+                Change::Persist(subsystem, nsid) => self.save(subsystem, nsid),
+                Change::Ana(id, port) => {
+                    let here = move |c: &Controller| c.subsystem == id && c.port == port;
+                    self.raise_where(here, |c| c.events.raise(Event::AnaChanged));
+                    self.publish_where(drain, here);
+                }
+                Change::Discovery => {
+                    self.raise_where(|c| c.discovery, |c| c.events.raise(Event::DiscoveryChanged));
+                }
+                Change::ListenerGone(id, port) => {
+                    let here = move |c: &Controller| c.subsystem == id && c.port == port;
+                    self.end_where(here, "the listener was removed");
+                }
+                Change::HostGone(id, host) => {
+                    let its = |c: &Controller| c.subsystem == id && c.host == host;
+                    self.end_where(its, "the host is no longer allowed");
+                }
+                Change::SubsystemGone(id) => {
+                    self.end_where(|c| c.subsystem == id, "the subsystem was deleted");
+                    self.usage.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn save(&mut self, subsystem: SubsystemId, nsid: u32) {
+        let namespace = self.target.get(subsystem).and_then(|s| s.namespace(nsid));
+        let Some(namespace) = namespace else { return };
+        let reservations = &namespace.reservations;
+        let image = reservations.persist().then(|| reservations.to_bytes(namespace.uuid));
+        self.actions.push_back(Action::Save { subsystem, nsid, image });
+    }
+
+    fn raise_where(
+        &mut self,
+        concerned: impl Fn(&Controller) -> bool,
+        raise: impl Fn(&mut Controller),
+    ) {
+        let keys = self.controllers.iter().filter(|(_, c)| concerned(c)).map(|(key, _)| *key);
+        for key in keys.collect::<Vec<_>>() {
+            raise(self.own(key));
+            self.answer_events(key);
+        }
+    }
+
+    /// Answers held requests with what there is to tell.
+    pub(super) fn answer_events(&mut self, key: ControllerKey) {
+        let Some(controller) = self.controllers.get_mut(&key) else { return };
+        while let Some((request, result)) = controller.events.next_answer() {
+            let completion = completion(request.cid, Status::SUCCESS, result);
+            let reply = Reply { completion, data: Vec::new() };
+            self.actions.push_back(Action::Respond { controller: key, slot: request.slot, reply });
+        }
+    }
+}
