@@ -11,7 +11,16 @@
 
 #![forbid(unsafe_code)]
 
+// The rig of `tests` is shared with the fuzz targets here.
+#[cfg(test)]
+extern crate self as lamina_nvmf;
+
 pub mod controller;
+#[cfg(test)]
+mod fuzz_command;
+#[cfg(test)]
+mod fuzz_pdu;
+pub mod host;
 pub mod io;
 pub mod reservation;
 pub mod subsystem;
@@ -21,3 +30,5 @@ pub mod tls_psk;
 pub mod wire;
 
 pub use slot::SlotId;
+pub mod pool;
+pub mod transport;

@@ -1,4 +1,4 @@
-//! Instructions that each step of the engine takes, counted by callgrind: the same number on every
+//! Instructions that each step of the engine and of a virtqueue takes, counted by callgrind: the same number on every
 //! run, however busy the machine.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The data of requests stay where they are, and the base is RAM that answers at once: what is
-//! counted is the engine with the driving loop around it.
+//! counted is the engine with the driving loop around it, and with a guest where a virtqueue is meant.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::rig::Rig;
 use crate::random::Random;
+use crate::ring_steps::RingGuest;
 use crate::store::{DEPTH_MAX, Store, Verb};
 
 /// Bytes of the disk that the steps work on.
@@ -67,6 +68,14 @@ enum Step {
     Discard,
     /// A snapshot
     Snapshot,
+    /// A 4 KiB read through a split virtqueue, 32 in flight
+    SplitRead,
+    /// A 4 KiB write in place through a split virtqueue, 32 in flight
+    SplitWrite,
+    /// A 4 KiB read through a packed virtqueue, 32 in flight
+    PackedRead,
+    /// A 4 KiB write in place through a packed virtqueue, 32 in flight
+    PackedWrite,
 }
 
 impl Step {
@@ -201,6 +210,12 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
         }
         Step::Hole => run(&mut rig, Verb::Write, count.min(BLOCKS), 32, block),
         Step::Discard => (0..count.min(BLOCKS)).try_for_each(|_| rig.discard(block(), 4096)),
+        Step::SplitRead | Step::PackedRead | Step::SplitWrite | Step::PackedWrite => {
+            let packed = matches!(step, Step::PackedRead | Step::PackedWrite);
+            let reads = matches!(step, Step::PackedRead | Step::SplitRead);
+            let verb = if reads { Verb::Read } else { Verb::Write };
+            RingGuest::new(&mut rig, packed)?.run(&mut rig, verb, count, block)
+        }
         Step::Snapshot => (0..count).try_for_each(|_| rig.snapshot().map(|_| ())),
     }
 }

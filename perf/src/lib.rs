@@ -23,6 +23,7 @@ pub mod load;
 pub mod memory;
 pub mod random;
 pub mod report;
+pub mod ring_steps;
 pub mod rows;
 pub mod store;
 pub mod vhost;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  method! { name, parameters, result, docs }      in methods/*.rs, one row
-//!      ├─► struct of parameters (serde, unknown keys refused)
+//!      ├─► struct of parameters (serde, unknown keys refused; `relaxed`: left out)
 //!      └─► MethodInfo (docs, for help)
 //!  calls! { every row }                             below
 //!      ├─► enum Call, what a Handler gets
@@ -14,7 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::RpcError;
-use crate::methods::{bdev, check, events, framework, lvol, snapshot, store, stream, vhost};
+use crate::methods::{
+    bdev, check, events, framework, keyring, lvol, nvmf, snapshot, store, stream, vhost,
+};
 
 /// One parameter, for help and documentation.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +59,14 @@ pub trait Method: Serialize + DeserializeOwned {
     }
 }
 
-/// One row of the table: see the picture above.
+/// One row of the table: see the picture above. `relaxed` before it: keys that are not known are
+/// ignored, as SPDK does for the methods whose parameters grow with every version.
 macro_rules! method {
+    (relaxed $($row:tt)+) => {
+        crate::schema::method! { @row [] $($row)+ }
+    };
     (
+        @row [$($strict:tt)*]
         $(#[doc = $doc:literal])+
         $name:ident = $wire:literal -> $output:ty;
         required { $( $(#[doc = $required_doc:literal])+ $required:ident: $required_type:ty, )* }
@@ -67,7 +74,7 @@ macro_rules! method {
     ) => {
         $(#[doc = $doc])+
         #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
+        $($strict)*
         pub struct $name {
             $(
                 $(#[doc = $required_doc])+
@@ -101,6 +108,9 @@ macro_rules! method {
             };
             type Output = $output;
         }
+    };
+    ($($row:tt)+) => {
+        crate::schema::method! { @row [#[serde(deny_unknown_fields)]] $($row)+ }
     };
 }
 pub(crate) use method;
@@ -173,6 +183,31 @@ calls! {
     vhost::VhostCreateBlkController,
     vhost::VhostGetControllers,
     vhost::VhostDeleteController,
+    nvmf::NvmfCreateTransport,
+    nvmf::NvmfGetTransports,
+    nvmf::NvmfCreateSubsystem,
+    nvmf::NvmfDeleteSubsystem,
+    nvmf::NvmfGetSubsystems,
+    nvmf::NvmfSubsystemAddNs,
+    nvmf::NvmfSubsystemRemoveNs,
+    nvmf::NvmfSubsystemSetNsAnaGroup,
+    nvmf::NvmfSubsystemAddListener,
+    nvmf::NvmfSubsystemRemoveListener,
+    nvmf::NvmfSubsystemGetListeners,
+    nvmf::NvmfSubsystemListenerSetAnaState,
+    nvmf::NvmfSubsystemAddHost,
+    nvmf::NvmfSubsystemSetKeys,
+    nvmf::NvmfSubsystemRemoveHost,
+    nvmf::NvmfSubsystemAllowAnyHost,
+    nvmf::NvmfSubsystemGetControllers,
+    nvmf::NvmfSubsystemGetQpairs,
+    nvmf::NvmfDiscoveryAddReferral,
+    nvmf::NvmfDiscoveryRemoveReferral,
+    nvmf::NvmfDiscoveryGetReferrals,
+    nvmf::NvmfGetStats,
+    keyring::KeyringFileAddKey,
+    keyring::KeyringFileRemoveKey,
+    keyring::KeyringGetKeys,
     framework::FrameworkGetReactors,
     framework::SpdkGetVersion,
     framework::RpcGetMethods,

@@ -19,6 +19,7 @@ pub mod eventfd;
 pub mod events;
 pub mod log;
 pub mod mem;
+pub mod nvmf;
 pub mod reactor;
 pub mod signals;
 #[cfg(test)]

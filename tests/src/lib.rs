@@ -1,12 +1,15 @@
 //! Simulator and end-to-end tests
 
 pub mod client;
+pub mod contend;
 pub mod disk;
 pub mod fuzz;
 pub mod guest;
 pub mod load;
+pub mod nvme;
 pub mod powercut;
 pub mod register;
+pub mod replays;
 pub mod sim;
 pub mod tagged;
 

@@ -28,8 +28,9 @@ pub(super) fn fail(command: &Command, status: Status) -> Answer {
 }
 
 impl Service {
-    /// A command on the admin queue. `data_len`: bytes its SGL describes. Connect does not come here
-    /// (see [`Service::connect`]); a second one is refused.
+    /// A command on the admin queue. `data_len`: bytes its SGL describes. Authentication commands
+    /// go to [`Service::authenticate`] instead, Connect to [`Service::connect`]; a second one is
+    /// refused here.
     pub fn admin(
         &mut self,
         key: ControllerKey,
@@ -66,7 +67,12 @@ impl Service {
         let queue = self.controllers.get(&key).and_then(|c| c.queues.get(&qid)).copied();
         let Some(queue) = queue else { return fail(command, Status::ABORTED_SQ_DELETION) };
         self.heard(key, now_ns);
+        let authentication =
+            [fabrics::AUTHENTICATION_SEND, fabrics::AUTHENTICATION_RECEIVE].map(Some);
         let answer = match command.opcode {
+            _ if authentication.contains(&command.fctype()) => {
+                self.authenticate(key, qid, command, data_len, data, now_ns)
+            }
             // Properties, Connect and Disconnect have no business on an I/O queue here.
             fabrics::OPCODE => fail(command, Status::INVALID_OPCODE.dnr()),
             _ if !queue.trusted => fail(command, Status::AUTHENTICATION_REQUIRED.dnr()),

@@ -149,6 +149,8 @@ impl Service {
             local: origin.local,
             discovery,
             trusted,
+            untrusted_ns: now_ns,
+            authentications: Default::default(),
             cc: 0,
             csts: 0,
             kato_ms: round_kato(connect.kato_ms),
@@ -209,7 +211,8 @@ impl Service {
         if controller.queues.contains_key(&connect.qid) {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.dnr().into());
         }
-        controller.queues.insert(connect.qid, Queue { entries: connect.entries, trusted });
+        let queue = Queue { entries: connect.entries, trusted, untrusted_ns: now_ns };
+        controller.queues.insert(connect.qid, queue);
         controller.heard_ns = now_ns;
         Ok((*key, controller.cntlid))
     }

@@ -75,7 +75,7 @@ impl Service {
             0x05 => nvm_only.and_then(|()| super::identify_ns::nvm(subsystem, nsid)),
             0x06 => nvm_only.map(|()| Page::new(IDENTIFY_BYTES).done()),
             0x07 | 0x1a => nvm_only.and_then(|()| nsid_list(subsystem, nsid)),
-            0x08 => super::identify_ns::independent(subsystem, listener, nsid),
+            0x08 => super::identify_ns::independent(subsystem, nsid),
             0x12 => match subsystem.namespace(nsid) {
                 Some(_) => Ok(self.cntlid_list(key, from)),
                 None => Err(Status::INVALID_NAMESPACE_OR_FORMAT.dnr()),
@@ -128,8 +128,8 @@ impl Service {
         if spec.ana_reporting {
             page.u8(342, ANA_TRANSITION_S);
             page.u8(343, ANACAP);
-            page.u32(344, spec.max_namespaces);
-            page.u32(348, spec.max_namespaces);
+            page.u32(344, spec.ana_groups());
+            page.u32(348, spec.ana_groups());
         }
         page.u8(512, 0x66);
         page.u8(513, 0x44);

@@ -3,7 +3,7 @@
 use super::identify::{CSI_NVM, IDENTIFY_BYTES};
 use super::page::Page;
 use crate::io::{COPY_BLOCKS_MAX, COPY_RANGE_BLOCKS_MAX, COPY_RANGES_MAX};
-use crate::subsystem::{Listener, Namespace, Subsystem};
+use crate::subsystem::{AnaState, Listener, Namespace, Subsystem};
 use crate::wire::Status;
 
 /// Bytes the engine changes atomically, and prefers.
@@ -27,10 +27,11 @@ fn find(subsystem: &Subsystem, nsid: u32) -> Result<Option<&Namespace>, Status> 
     Ok(subsystem.namespace(nsid))
 }
 
-/// Whether the group's state lets its namespaces be described in full: in Inaccessible and
-/// Persistent Loss the sizes are zero (Base 2.1, 8.1.1.4).
-fn visible(listener: Option<&Listener>, namespace: &Namespace) -> bool {
-    listener.is_some_and(|l| l.state(namespace.ana_group).serves())
+/// Whether NUSE is told: not in the states Inaccessible and Persistent Loss (Base 2.1, 8.1.1.4).
+/// The size is, or hosts would take the namespace for removed.
+fn usage_is_known(listener: Option<&Listener>, namespace: &Namespace) -> bool {
+    let state = listener.map_or(AnaState::Inaccessible, |l| l.state(namespace.ana_group));
+    !matches!(state, AnaState::Inaccessible | AnaState::PersistentLoss)
 }
 
 /// Identify Namespace (CNS 00h); zeros for a namespace that is not there.
@@ -41,9 +42,9 @@ pub(super) fn namespace(
 ) -> Result<Vec<u8>, Status> {
     let mut page = Page::new(IDENTIFY_BYTES);
     let Some(namespace) = find(subsystem, nsid)? else { return Ok(page.done()) };
-    if visible(listener, namespace) || !subsystem.spec().ana_reporting {
-        page.u64(0, namespace.blocks);
-        page.u64(8, namespace.blocks);
+    page.u64(0, namespace.blocks);
+    page.u64(8, namespace.blocks);
+    if usage_is_known(listener, namespace) {
         page.u64(16, namespace.blocks);
     }
     page.u8(24, NSFEAT);
@@ -99,11 +100,7 @@ pub(super) fn nvm(subsystem: &Subsystem, nsid: u32) -> Result<Vec<u8>, Status> {
 }
 
 /// What all command sets know of a namespace (CNS 08h).
-pub(super) fn independent(
-    subsystem: &Subsystem,
-    listener: Option<&Listener>,
-    nsid: u32,
-) -> Result<Vec<u8>, Status> {
+pub(super) fn independent(subsystem: &Subsystem, nsid: u32) -> Result<Vec<u8>, Status> {
     let mut page = Page::new(IDENTIFY_BYTES);
     let Some(namespace) = find(subsystem, nsid)? else { return Ok(page.done()) };
     page.u8(1, SHARED);
@@ -112,6 +109,7 @@ pub(super) fn independent(
         page.u32(4, namespace.ana_group);
     }
     page.u8(8, if namespace.readonly { WRITE_PROTECTED } else { 0 });
-    page.u8(14, u8::from(visible(listener, namespace)));
+    // NSTAT: ready. Whether this path serves it is ANA's to say.
+    page.u8(14, 1);
     Ok(page.done())
 }

@@ -13,11 +13,12 @@ const CHANGED_NAMESPACES: u8 = 0x04;
 const COMMANDS: u8 = 0x05;
 const ANA: u8 = 0x0c;
 const FEATURE_EFFECTS: u8 = 0x12;
+const MANAGEMENT_COMMANDS: u8 = 0x13;
 const DISCOVERY: u8 = 0x70;
 const RESERVATION: u8 = 0x80;
 
 /// Pages of a controller with namespaces; ANA only where it is reported.
-const IO_PAGES: [u8; 9] = [
+const IO_PAGES: [u8; 10] = [
     SUPPORTED,
     ERRORS,
     HEALTH,
@@ -26,6 +27,7 @@ const IO_PAGES: [u8; 9] = [
     COMMANDS,
     ANA,
     FEATURE_EFFECTS,
+    MANAGEMENT_COMMANDS,
     RESERVATION,
 ];
 /// Pages of a discovery controller.
@@ -124,6 +126,8 @@ impl Service {
                 Ok(log_ana::page(subsystem, subsystem.listener(controller.port), groups_only))
             }
             FEATURE_EFFECTS => Ok(feature_effects_page()),
+            // There are no commands of the management interface.
+            MANAGEMENT_COMMANDS => Ok(Page::new(4096).done()),
             DISCOVERY => Ok(log_discovery::page(&self.target, controller)),
             RESERVATION => Ok(self.reservation_page(key)),
             _ => Err(Status::INVALID_LOG_PAGE.dnr()),

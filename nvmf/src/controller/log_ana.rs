@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0         8      10     16
-//!  | CHGCNT | groups |      | group: id, namespaces, CHGCNT, state (32 bytes) | nsid ... | group ...
+//!  | CHGCNT | groups |      | group: id, namespaces, CHGCNT, state (32 bytes) | nsid ... | ...
 //! ```
 
 use std::collections::BTreeMap;
@@ -13,7 +13,8 @@ use crate::subsystem::{AnaState, Listener, Subsystem};
 const HEADER_BYTES: usize = 16;
 const GROUP_BYTES: usize = 32;
 
-/// The page; without the numbers of namespaces if only groups are asked for (RGO).
+/// The page; without the numbers of namespaces if only groups are asked for (RGO). Zeros follow up
+/// to the size it may have, since hosts read that much, in parts.
 pub(super) fn page(
     subsystem: &Subsystem,
     listener: Option<&Listener>,
@@ -23,9 +24,10 @@ pub(super) fn page(
     for namespace in subsystem.namespaces() {
         groups.entry(namespace.ana_group).or_default().push(namespace.nsid);
     }
-    let listed = if groups_only { 0 } else { subsystem.namespaces().count() };
     let changes = listener.map_or(0, |l| l.changes);
-    let mut page = Page::new(HEADER_BYTES + GROUP_BYTES * groups.len() + 4 * listed);
+    let spec = subsystem.spec();
+    let most = (spec.ana_groups() as usize, spec.max_namespaces as usize);
+    let mut page = Page::new(HEADER_BYTES + GROUP_BYTES * most.0 + 4 * most.1);
     page.u64(0, changes);
     page.u16(8, groups.len() as u16);
     let mut at = HEADER_BYTES;

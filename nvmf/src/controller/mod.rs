@@ -5,14 +5,15 @@
 //!  admin   ──► Service::admin ──► Answer
 //!  I/O queue: reservation, fabrics ──► Service::queue_command ──► Answer
 //!  management: Service::edit(|target| ..) ─┐
-//!  time:       Service::tick ──────────────┴──► Action: respond to a held command, hand tables out,
-//!                                               save reservations, close connections
+//!  time:       Service::tick ──────────────┴──► Action: respond to a held command,
+//!                                   hand tables out, save reservations, close connections
 //! ```
 //!
 //! A single owner (the service thread) calls all of it, so there is no lock. After every call the
-//! owner drains [`Service::next_action`]. Time is an argument, in nanoseconds of any monotonic clock.
+//! owner drains [`Service::next_action`]. Time is an argument: nanoseconds of a monotonic clock.
 
 mod admin;
+mod authenticate;
 mod connect;
 mod events;
 mod features;
@@ -26,8 +27,6 @@ mod page;
 mod property;
 mod reserve;
 mod service;
-#[cfg(test)]
-mod tests;
 
 use std::net::IpAddr;
 
@@ -35,6 +34,7 @@ use crate::SlotId;
 use crate::subsystem::{Nqn, PortId, SubsystemId};
 use crate::wire::Completion;
 
+pub use authenticate::RandomSource;
 pub use one::Controller;
 pub use service::Service;
 
@@ -102,7 +102,8 @@ pub struct Connected {
     pub entries: u16,
     /// Submission queue flow control is on.
     pub flow_control: bool,
-    /// The queue takes nothing but authentication commands until that has succeeded.
+    /// The queue takes nothing but authentication commands ([`Service::authenticate`]) until
+    /// [`Service::is_trusted`].
     pub authenticate: bool,
     /// To send.
     pub completion: Completion,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::events::Events;
 use super::features::Features;
+use crate::auth::Authentication;
 use crate::reservation::HostId;
 use crate::subsystem::{Nqn, PortId, SubsystemId};
 use crate::wire::{Command, Status};
@@ -38,10 +39,11 @@ pub struct Queue {
     pub entries: u16,
     /// It has authenticated, or need not.
     pub trusted: bool,
+    /// Since when it has to authenticate, if it is not trusted.
+    pub(super) untrusted_ns: u64,
 }
 
 /// A controller.
-#[derive(Debug)]
 pub struct Controller {
     /// The subsystem.
     pub subsystem: SubsystemId,
@@ -58,6 +60,10 @@ pub struct Controller {
     pub(super) discovery: bool,
     /// The admin queue has authenticated, or need not.
     pub(super) trusted: bool,
+    /// Since when it has to authenticate, if it is not trusted.
+    pub(super) untrusted_ns: u64,
+    /// By queue.
+    pub(super) authentications: BTreeMap<u16, Authentication>,
     pub(super) cc: u32,
     pub(super) csts: u32,
     /// Keep-alive timeout, milliseconds; 0: none.
@@ -82,6 +88,11 @@ impl Controller {
     /// Its I/O queues.
     pub fn queues(&self) -> impl Iterator<Item = (u16, Queue)> {
         self.queues.iter().map(|(qid, queue)| (*qid, *queue))
+    }
+
+    pub(super) fn forget_queue(&mut self, qid: u16) {
+        self.queues.remove(&qid);
+        self.authentications.remove(&qid);
     }
 
     /// Keep-alive timeout, milliseconds; 0: none.

@@ -126,6 +126,7 @@ impl Service {
     fn close_queues(&mut self, key: ControllerKey) {
         let controller = self.controllers.get_mut(&key).expect("the caller found it");
         for qid in std::mem::take(&mut controller.queues).into_keys() {
+            controller.authentications.remove(&qid);
             self.actions.push_back(Action::CloseQueue { controller: key, qid });
         }
     }

@@ -1,7 +1,8 @@
 //! The four reservation commands (Base 2.1, 7.5 to 7.8), forwarded by I/O queues.
 //!
-//! The table changes here, then every reactor gets its new view, the saved copy is written, and only
-//! then the command is answered: a preempted host cannot write after the preempting one was told.
+//! The table changes here, then every reactor gets its new view, the saved copy is written, and
+//! only then the command is answered: a preempted host cannot write after the preempting one was
+//! told.
 
 use super::{Answer, ControllerKey, Service};
 use crate::reservation::{Kind, Notice, Refusal, Register, RegisterAction};

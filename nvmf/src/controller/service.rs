@@ -11,16 +11,19 @@ use crate::subsystem::{Change, NsTable, Subsystem, SubsystemId, Target};
 use crate::wire::Status;
 
 /// Controllers, target, and what is to be done about them.
-#[derive(Debug)]
 pub struct Service {
     pub(super) target: Target,
     pub(super) limits: Limits,
     pub(super) controllers: BTreeMap<ControllerKey, Controller>,
     pub(super) next_key: u64,
     pub(super) actions: VecDeque<Action>,
+    /// Controllers whose queues need a new table, and whether what is in flight ends first.
+    publishes: BTreeMap<ControllerKey, bool>,
     pub(super) usage: BTreeMap<SubsystemId, Usage>,
     /// When the first call with a time came, for power-on hours.
     pub(super) started_ns: u64,
+    /// For authentication.
+    pub(super) random: Option<super::RandomSource>,
     tables: u64,
 }
 
@@ -35,8 +38,10 @@ impl Service {
             controllers: BTreeMap::new(),
             next_key: 1,
             actions: VecDeque::new(),
+            publishes: BTreeMap::new(),
             usage: BTreeMap::new(),
             started_ns: now_ns,
+            random: None,
             tables: 0,
         }
     }
@@ -55,7 +60,10 @@ impl Service {
 
     /// What the owner must do next.
     pub fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        self.actions.pop_front().or_else(|| {
+            let (controller, drain) = self.publishes.pop_first()?;
+            Some(Action::Publish { controller, drain })
+        })
     }
 
     /// The controllers there are.
@@ -96,7 +104,7 @@ impl Service {
     /// An I/O queue's connection has gone.
     pub fn queue_closed(&mut self, key: ControllerKey, qid: u16) {
         if let Some(controller) = self.controllers.get_mut(&key) {
-            controller.queues.remove(&qid);
+            controller.forget_queue(qid);
         }
     }
 
@@ -113,6 +121,7 @@ impl Service {
             .filter_map(|(key, c)| c.expired(now_ns).map(|reason| (*key, reason)))
             .collect();
         expired.into_iter().for_each(|(key, reason)| self.end(key, reason));
+        self.end_untrusted(now_ns);
     }
 
     /// Ends a controller on behalf of management.
@@ -121,6 +130,7 @@ impl Service {
     }
 
     fn end(&mut self, key: ControllerKey, reason: &'static str) {
+        self.publishes.remove(&key);
         if self.controllers.remove(&key).is_some() {
             self.actions.push_back(Action::CloseController { controller: key, reason });
         }
@@ -143,12 +153,7 @@ impl Service {
 
     /// The controller's queues need a new table. Asked for twice, it is handed out once.
     pub(super) fn publish(&mut self, key: ControllerKey, drain: bool) {
-        let same =
-            |a: &&mut Action| matches!(a, Action::Publish { controller, .. } if *controller == key);
-        match self.actions.iter_mut().find(same) {
-            Some(Action::Publish { drain: already, .. }) => *already |= drain,
-            _ => self.actions.push_back(Action::Publish { controller: key, drain }),
-        }
+        *self.publishes.entry(key).or_insert(false) |= drain;
     }
 
     fn publish_where(&mut self, drain: bool, concerned: impl Fn(&Controller) -> bool) {

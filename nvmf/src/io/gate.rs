@@ -4,14 +4,15 @@
 //!  every write ── enter ──► nobody holds a range: one count, go
 //!                          somebody holds an overlapping range: wait
 //!  compare-and-write ── enter(Hold) ──► its range is closed to new writes
-//!                          the writes begun before are counted out ──► granted: read, compare, write
+//!                          the writes begun before are counted out ──► granted: read, write
 //!                          leave ──► those that waited go on
 //! ```
 //!
 //! One gate a device, on the reactor that drives its engine, passed by the work of all NVMe queues
 //! just before the engine. Writes in flight are not listed, only counted in two generations: a hold
-//! begins a new generation and waits until the old one is empty. So a write that meets no hold costs
-//! an increment and a decrement. Reads pass freely: the engine makes each 4 KiB block old or new.
+//! begins a new generation and waits until the old one is empty. So a write that meets no hold
+//! costs an increment and a decrement. Reads pass freely: the engine makes each 4 KiB block old or
+//! new.
 
 use std::collections::VecDeque;
 

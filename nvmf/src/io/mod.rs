@@ -11,22 +11,21 @@
 //! command: a second buffer, where one is needed, is the caller's and is lent to the slot.
 //!
 //! Contract. The caller gives each slot to `start` once and to `done` once for each `Work`; it puts
-//! the answers of `next_response` on the wire after every call. A fused pair is given to `start` one
-//! half after the other, with nothing between them, if they came so on the wire.
+//! the answers of `next_response` on the wire after every call. A fused pair is given to `start`
+//! one half after the other, with nothing between them, if they came so on the wire.
 
 mod fields;
 mod gate;
 mod ranges;
 mod simple;
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 
 use lamina_bdev::Status as EngineStatus;
 
 use crate::SlotId;
+use crate::pool::Buffer;
 use crate::subsystem::{DeviceKey, NsTable};
 use crate::wire::opcode::{fabrics, nvm};
 use crate::wire::{Command, Completion, Fuse, Status};
@@ -154,7 +153,6 @@ enum Stage {
     CopyWrite { range: u16, done: u32, total: u32 },
 }
 
-#[derive(Debug)]
 struct Slot<B> {
     stage: Stage,
     command: Command,
@@ -183,9 +181,8 @@ impl Ended {
 /// What comes next for a command: work, or its end.
 type Next = Result<Work, Ended>;
 
-/// The commands of one I/O queue; `B` is the pool's buffer.
-#[derive(Debug)]
-pub struct IoQueue<B> {
+/// The commands of one I/O queue. `B`: what a second buffer is; tests take simpler ones.
+pub struct IoQueue<B = Buffer> {
     slots: Vec<Slot<B>>,
     /// Most bytes a command may move (MDTS).
     data_bytes_max: u32,
@@ -280,9 +277,14 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
         entry.scratch = Some(buffer);
     }
 
-    /// The slot's second buffer, for the address to read to.
+    /// The slot's second buffer, to write from.
     pub fn scratch(&self, slot: SlotId) -> Option<&B> {
         self.slots[slot.index()].scratch.as_ref()
+    }
+
+    /// The same, to read to.
+    pub fn scratch_mut(&mut self, slot: SlotId) -> Option<&mut B> {
+        self.slot(slot).scratch.as_mut()
     }
 
     /// Takes the second buffer back, once the command was answered.

@@ -144,7 +144,8 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
             from_engine(status, Way::Read).map_err(failed)?;
             let slba = copy_target(command) + u64::from(total);
             let target = fields::in_bounds(slba, part.blocks, ns).map_err(failed)?;
-            let (memory, gate, fua) = (Memory::Scratch, GateUse::Write, fields::durable(command, table));
+            let (memory, gate, fua) =
+                (Memory::Scratch, GateUse::Write, fields::durable(command, table));
             let write = on_range(slot, ns, WorkOp::Write, target);
             let stage = Stage::CopyWrite { range, done, total };
             return Ok((stage, Work { memory, gate, fua, ..write }));

@@ -96,7 +96,8 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
         let ns = fields::namespace(table, command.nsid, Intent::Write)?;
         let range = fields::lba_range(command, ns)?;
         self.check_data(range.len(ns), data.len() as u64)?;
-        let (fua, memory, gate) = (fields::durable(command, table), Memory::Data(slot), GateUse::Write);
+        let (fua, memory, gate) =
+            (fields::durable(command, table), Memory::Data(slot), GateUse::Write);
         let write = Work { fua, memory, gate, ..on_range(slot, ns, WorkOp::Write, range) };
         Ok((Stage::Plain { data_len: 0 }, write))
     }
@@ -114,16 +115,19 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
         Ok((Stage::Plain { data_len: 0 }, flush(slot, ns)))
     }
 
-    /// Flush of all namespaces: the next one after `nsid` that this host may flush.
+    /// Flush of all namespaces: the next one after `nsid`. One that this host cannot flush now is
+    /// an error, since what it wrote there is not known to be durable.
     fn flush_from(
         &mut self,
         slot: SlotId,
         nsid: u32,
         table: &NsTable,
     ) -> Result<(Stage, Work), Ended> {
-        let permitted = |ns: &&NsEntry| fields::permitted(ns, Intent::Flush).is_ok();
-        match table.iter().filter(|ns| ns.nsid > nsid).find(permitted) {
-            Some(ns) => Ok((Stage::FlushAll { nsid: ns.nsid }, flush(slot, ns))),
+        match table.iter().find(|ns| ns.nsid > nsid) {
+            Some(ns) => {
+                fields::permitted(ns, Intent::Flush)?;
+                Ok((Stage::FlushAll { nsid: ns.nsid }, flush(slot, ns)))
+            }
             None => Err(Ended::good(0)),
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!  0        4       6     7      8        10       12          16               32
-//!  | "LMRS" | ver=1 | PTPL| type | count  | holder | generation | namespace UUID | registrants... | crc |
-//!                                           ffff: none                             24 bytes each    crc32c
+//!  | "LMRS" | ver=1 | PTPL| type | count  | holder | generation | namespace UUID | hosts | crc
+//!                                           ffff: none                             24 bytes each
 //! ```
 
 use lamina_bdev::Uuid;
@@ -95,7 +95,7 @@ impl Reservations {
             let host: super::HostId = entry[..16].try_into().expect("16 bytes");
             let key = u64::from_le_bytes(entry[16..].try_into().expect("8 bytes"));
             let twice = registrants.iter().any(|r: &Registrant| r.host == host);
-            if twice || host == [0; 16] {
+            if twice || host == [0; 16] || key == 0 {
                 return Err(ImageFault::Content);
             }
             registrants.push(Registrant { host, key });

@@ -85,7 +85,7 @@ pub struct Access {
 pub struct Registrant {
     /// Which.
     pub host: HostId,
-    /// Its key; 0 only where a host replaced its key by 0.
+    /// Its key, not 0.
     pub key: u64,
 }
 
@@ -117,7 +117,7 @@ pub enum NoticeKind {
     RegistrationPreempted = 1,
     /// The reservation it relied on was released.
     ReservationReleased = 2,
-    /// Its reservation was preempted.
+    /// The reservation and all registrations were cleared.
     ReservationPreempted = 3,
 }
 
@@ -241,6 +241,7 @@ impl Reservations {
                 }
             }
             (RegisterAction::Register, None) => self.add(host, what.new)?,
+            (RegisterAction::Replace, _) if what.new == 0 => return Err(Refusal::Invalid),
             (RegisterAction::Replace, None) if what.ignore_key => self.add(host, what.new)?,
             (RegisterAction::Replace, Some(at)) if key_fits => self.registrants[at].key = what.new,
             (RegisterAction::Unregister, Some(_)) if key_fits => {
@@ -322,7 +323,7 @@ impl Reservations {
         let holders_key = held.holder.and_then(|h| self.find(&h)).map(|r| r.key);
         let takes_over = match held.holder {
             None => victims_key == 0,
-            Some(_) if victims_key == 0 && holders_key != Some(0) => return Err(Refusal::Invalid),
+            Some(_) if victims_key == 0 => return Err(Refusal::Invalid),
             Some(_) => holders_key == Some(victims_key),
         };
         if takes_over {
@@ -348,16 +349,12 @@ impl Reservations {
             Some(_) => r.key == victims_key,
         };
         for victim in self.registrants.iter().filter(|r| r.host != host && was(r)) {
-            let holder = held.holder.is_none_or(|h| h == victim.host);
-            let kind = match holder {
-                true => NoticeKind::ReservationPreempted,
-                false => NoticeKind::RegistrationPreempted,
-            };
+            let kind = NoticeKind::RegistrationPreempted;
             notices.push(Notice { host: victim.host, kind });
         }
         self.registrants.retain(|r| r.host == host || !was(r));
         self.hold(host, kind);
-        if held.kind != kind && !held.kind.holder_only() {
+        if held.kind != kind {
             self.tell_all(NoticeKind::ReservationReleased, &host, notices);
         }
     }

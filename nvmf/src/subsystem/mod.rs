@@ -17,8 +17,6 @@ mod namespace;
 mod nqn;
 mod one;
 mod table;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -31,7 +31,7 @@ pub struct NamespaceSpec {
     pub nguid: Option<[u8; 16]>,
     /// EUI-64; derived from the UUID if not given.
     pub eui64: Option<[u8; 8]>,
-    /// ANA group; the namespace's number if not given.
+    /// ANA group; the one of the namespace's number if not given.
     pub ana_group: Option<u32>,
 }
 
@@ -82,8 +82,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Checks the description; `nsid` is the number it got.
-    pub(crate) fn new(nsid: u32, spec: NamespaceSpec) -> Result<Namespace, Error> {
+    /// Checks the description; `nsid` and `ana_group` are what it got.
+    pub(crate) fn new(nsid: u32, ana_group: u32, spec: NamespaceSpec) -> Result<Namespace, Error> {
         let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
         let block_shift = match spec.block_size {
             512 => 9,
@@ -108,7 +108,7 @@ impl Namespace {
             block_shift,
             blocks,
             readonly: spec.readonly,
-            ana_group: spec.ana_group.unwrap_or(nsid),
+            ana_group,
             reservations: Reservations::default(),
         })
     }
@@ -143,19 +143,19 @@ mod tests {
 
     #[test]
     fn identities_follow_from_the_disk() {
-        let one = Namespace::new(1, spec()).expect("good");
-        let two = Namespace::new(1, spec()).expect("good");
+        let one = Namespace::new(1, 1, spec()).expect("good");
+        let two = Namespace::new(1, 1, spec()).expect("good");
         assert_eq!((one.uuid, one.nguid, one.eui64), (two.uuid, two.nguid, two.eui64));
         assert_eq!(one.eui64[0] & 3, 2);
         let given = NamespaceSpec { eui64: Some([9; 8]), nguid: Some([8; 16]), ..spec() };
-        let given = Namespace::new(1, given).expect("good");
+        let given = Namespace::new(1, 1, given).expect("good");
         assert_eq!((given.nguid, given.eui64), ([8; 16], [9; 8]));
     }
 
     #[test]
     fn geometry_is_checked() {
         let of = |block_size, bytes| {
-            Namespace::new(1, NamespaceSpec { block_size, bytes, ..spec() }).map(|n| n.blocks)
+            Namespace::new(1, 1, NamespaceSpec { block_size, bytes, ..spec() }).map(|n| n.blocks)
         };
         assert_eq!(of(512, 1 << 20).ok(), Some(2048));
         assert_eq!(of(4096, (1 << 20) + 512).ok(), Some(256));

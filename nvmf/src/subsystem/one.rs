@@ -8,6 +8,8 @@ use super::{AnaState, Listener, Namespace, NamespaceSpec, Nqn, PortId};
 
 /// Most namespaces a subsystem can be made for.
 pub const NAMESPACES_MAX: u32 = 8192;
+/// Most ANA groups of a subsystem.
+pub const ANA_GROUPS_MAX: u32 = 1024;
 /// Most hosts on one list.
 pub const HOSTS_MAX: usize = 4096;
 /// Most listeners of one subsystem.
@@ -39,6 +41,23 @@ pub struct HostKeys {
     pub dhchap_controller: Option<Secret>,
     /// TLS pre-shared key.
     pub psk: Option<Secret>,
+}
+
+impl HostKeys {
+    /// Whether the authentication keys can be used.
+    fn check(&self) -> Result<(), Error> {
+        if self.dhchap.is_none() && self.dhchap_controller.is_some() {
+            let text = "a controller's authentication key needs a host's key beside it";
+            return error(ErrorKind::Invalid, text.to_string());
+        }
+        for secret in [&self.dhchap, &self.dhchap_controller].into_iter().flatten() {
+            if let Err(why) = crate::auth::AuthKey::parse(&secret.text) {
+                let text = format!("the key '{}' cannot be used: {why}", secret.name);
+                return error(ErrorKind::Invalid, text);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A host on a subsystem's list.
@@ -84,6 +103,13 @@ impl SubsystemSpec {
             max_namespaces: 256,
             ana_reporting: false,
         }
+    }
+}
+
+impl SubsystemSpec {
+    /// ANA groups are numbered 1 to this. Bounded, so that the whole ANA log fits one command.
+    pub fn ana_groups(&self) -> u32 {
+        self.max_namespaces.min(ANA_GROUPS_MAX)
     }
 }
 
@@ -187,6 +213,7 @@ impl Subsystem {
     }
 
     pub(super) fn add_host(&mut self, host: Host) -> Result<(), Error> {
+        host.keys.check()?;
         if self.hosts.contains_key(&host.nqn) {
             let text = format!("host '{}' is on the list of '{}' already", host.nqn, self.nqn());
             return error(ErrorKind::Exists, text);
@@ -199,6 +226,7 @@ impl Subsystem {
     }
 
     pub(super) fn set_host_keys(&mut self, host: &Nqn, keys: HostKeys) -> Result<(), Error> {
+        keys.check()?;
         match self.hosts.get_mut(host) {
             Some(entry) => {
                 *entry = keys;
@@ -239,10 +267,10 @@ impl Subsystem {
     }
 
     fn check_group(&self, group: u32) -> Result<(), Error> {
-        if (1..=self.spec.max_namespaces).contains(&group) {
+        let max = self.spec.ana_groups();
+        if (1..=max).contains(&group) {
             return Ok(());
         }
-        let max = self.spec.max_namespaces;
         error(ErrorKind::Invalid, format!("ANA group {group}: groups are numbered 1 to {max}"))
     }
 
@@ -261,10 +289,9 @@ impl Subsystem {
             let text = format!("'{}' has a namespace {nsid} already", self.nqn());
             return error(ErrorKind::Exists, text);
         }
-        if let Some(group) = spec.ana_group {
-            self.check_group(group)?;
-        }
-        let namespace = Namespace::new(nsid, spec)?;
+        let group = spec.ana_group.unwrap_or((nsid - 1) % self.spec.ana_groups() + 1);
+        self.check_group(group)?;
+        let namespace = Namespace::new(nsid, group, spec)?;
         let same = |n: &&Namespace| n.uuid == namespace.uuid || n.nguid == namespace.nguid;
         if let Some(other) = self.namespaces.values().find(same) {
             let text = format!("namespace {} of '{}' has that identity", other.nsid, self.nqn());

@@ -2,6 +2,7 @@
 //! specification says, and what a hostile host may try. One module a part; each test is named after
 //! what it proves.
 
+mod authenticate;
 mod connect;
 mod events;
 mod features;

@@ -9,10 +9,10 @@ use lamina_nvmf::SlotId;
 use lamina_nvmf::controller::{
     Action, Answer, Connected, ControllerKey, Limits, Origin, Reply, Service,
 };
-use lamina_nvmf::io::{Entry, GateUse, IoQueue, Memory, Pass, RangeGate, Response, Step, WorkOp};
 use lamina_nvmf::io::Work;
+use lamina_nvmf::io::{Entry, GateUse, IoQueue, Memory, Pass, RangeGate, Response, Step, WorkOp};
 use lamina_nvmf::subsystem::{
-    Address, DeviceKey, NamespaceSpec, NsTable, Nqn, PortId, SubsystemSpec, Target,
+    Address, DeviceKey, NamespaceSpec, Nqn, NsTable, PortId, SubsystemSpec, Target,
 };
 use lamina_nvmf::wire::opcode::{admin, fabrics};
 use lamina_nvmf::wire::{Command, Completion, Status};
@@ -159,8 +159,11 @@ impl Rig {
         let attribute = if size == 8 { 1 } else { 0 };
         let nsid = u32::from(fabrics::PROPERTY_GET);
         let opcode = fabrics::OPCODE;
-        self.admin(key, &Command { opcode, nsid, cdw10: attribute, cdw11: at, ..Command::default() })
-            .completion
+        self.admin(
+            key,
+            &Command { opcode, nsid, cdw10: attribute, cdw11: at, ..Command::default() },
+        )
+        .completion
     }
 
     /// A command forwarded by an I/O queue.
@@ -189,9 +192,7 @@ impl Rig {
     /// Held commands that were answered: dword 0 and status.
     pub fn responded(&mut self) -> Vec<(u32, Status)> {
         let answers = |action| match action {
-            Action::Respond { reply, .. } => {
-                Some((reply.completion.dw0, reply.completion.status))
-            }
+            Action::Respond { reply, .. } => Some((reply.completion.dw0, reply.completion.status)),
             _ => None,
         };
         self.take_actions().into_iter().filter_map(answers).collect()
@@ -370,7 +371,10 @@ impl Queue {
         };
         let status = match self.failures.is_empty() || work.op == WorkOp::Release {
             true => self.perform(work),
-            false => self.failures.remove(0),
+            false => match self.failures.remove(0) {
+                EngineStatus::Ok => self.perform(work),
+                failure => failure,
+            },
         };
         entered.into_iter().for_each(|pass| self.gate.leave(pass));
         let data = self.sent[&work.slot.0].clone();
@@ -385,9 +389,11 @@ impl Queue {
                 self.sent.insert(slot.0, data);
             }
             (WorkOp::Read, Memory::Scratch) => {
-                let mut buffer = self.queue.take_or(work.slot, len);
+                if !self.queue.has_scratch(work.slot) {
+                    self.queue.lend(work.slot, vec![0; len]);
+                }
+                let buffer = self.queue.scratch_mut(work.slot).expect("lent");
                 buffer[..len].copy_from_slice(&self.disk[from..from + len]);
-                self.queue.lend(work.slot, buffer);
             }
             (WorkOp::Write, Memory::Data(slot)) => {
                 self.disk[from..from + len].copy_from_slice(&self.sent[&slot.0][..len]);
@@ -433,17 +439,6 @@ impl Queue {
 
     pub fn status(&mut self, command: &Command, data: &[u8]) -> Status {
         self.outcome(command, data).status
-    }
-}
-
-/// The second buffer again, or a new one.
-trait TakeOr {
-    fn take_or(&mut self, slot: SlotId, len: usize) -> Vec<u8>;
-}
-
-impl TakeOr for IoQueue<Vec<u8>> {
-    fn take_or(&mut self, slot: SlotId, len: usize) -> Vec<u8> {
-        self.reclaim(slot).unwrap_or_else(|| vec![0; len])
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Rig {
     buffers: Memory,
     /// Addresses of the buffers if their content is not to be moved.
     unmoved: std::ops::Range<usize>,
+    /// The same for memory that is not a buffer of ours.
+    unmoved_too: std::ops::Range<usize>,
     segs: Vec<Seg>,
     disks: Vec<Option<(DiskId, Handle)>>,
     chosen: Chosen,
@@ -94,6 +96,7 @@ impl Rig {
             region: label.first_region,
             buffers: Memory::private(DEPTH_MAX * BUFFER_BYTES)?,
             unmoved: 0..0,
+            unmoved_too: 0..0,
             segs: Vec::with_capacity(SEGS_MAX),
             disks: Vec::new(),
             chosen: Chosen::Raw,
@@ -122,6 +125,41 @@ impl Rig {
         self.unmoved = begin..begin + bytes;
     }
 
+    /// The same for a range of addresses, like a guest's memory.
+    pub fn leave_data_at(&mut self, addresses: std::ops::Range<usize>) {
+        self.unmoved_too = addresses;
+    }
+
+    /// The engine, for exports that submit by themselves.
+    pub fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// The attachment of the chosen disk.
+    ///
+    /// # Errors
+    /// None is chosen.
+    pub fn handle(&self) -> Result<Handle> {
+        self.disk().map(|(_, handle)| handle)
+    }
+
+    /// Bytes of the chosen disk.
+    ///
+    /// # Errors
+    /// None is chosen.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        let info = self.engine.handle_info(self.handle()?);
+        info.map(|(bytes, _)| bytes).context("that disk is not attached")
+    }
+
+    /// One turn; adds the cookies of what is done to `done`.
+    ///
+    /// # Errors
+    /// A request failed.
+    pub fn turn_all(&mut self, done: &mut Vec<u32>) -> Result<()> {
+        self.drive(done).map(|_worked| ())
+    }
+
     /// From now on each turn takes a microsecond of the engine's time: the same calls, the same
     /// instructions.
     pub fn fix_clock(&mut self) {
@@ -142,6 +180,7 @@ impl Rig {
         for seg in &self.segs {
             match io.op {
                 _ if self.unmoved.contains(&seg.addr) => {}
+                _ if self.unmoved_too.contains(&seg.addr) => {}
                 BaseOp::Read => self.ram.read_into(at, seg.addr, seg.len),
                 BaseOp::Write => self.ram.write_from(at, seg.addr, seg.len),
                 BaseOp::Flush => {}

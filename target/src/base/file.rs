@@ -10,8 +10,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lamina_bdev::limits::SHARDS_MAX;
 use lamina_bdev::{BaseTraits, Error, ErrorKind};
 
+use super::flushes::Flushes;
 use super::probe::{self, QueueTraits};
 use crate::log;
 
@@ -30,6 +32,9 @@ pub struct BaseFile {
     /// Memory alignment that O_DIRECT wants, bytes; `None`: through the page cache.
     direct_align: Option<usize>,
     traits: BaseTraits,
+    /// Its calls may wait for another program or machine.
+    may_stall: bool,
+    flushes: Flushes,
 }
 
 /// What kind of thing a path names.
@@ -89,7 +94,9 @@ impl BaseFile {
         }
         let traits = traits(&file, kind, direct_align.is_some());
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        Ok(BaseFile { file, path, size, direct_align, traits })
+        let may_stall = kind == Kind::Regular && may_stall(&file);
+        let flushes = Flushes::new(SHARDS_MAX as usize);
+        Ok(BaseFile { file, path, size, direct_align, traits, may_stall, flushes })
     }
 
     /// Makes the file longer.
@@ -121,6 +128,17 @@ impl BaseFile {
     /// Memory alignment for direct I/O, bytes; `None` if any memory will do.
     pub fn direct_align(&self) -> Option<usize> {
         self.direct_align
+    }
+
+    /// True if its calls may wait for another program or machine, with locks held that starting
+    /// an operation needs too: then none of them is to be started by a reactor itself.
+    pub fn may_stall(&self) -> bool {
+        self.may_stall
+    }
+
+    /// The flushes of all shards on it.
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
     }
 
     /// For the ring.
@@ -156,10 +174,17 @@ impl BaseFile {
     /// Makes everything written so far durable, the file's own name too.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`, also if any flush has failed since it was opened.
     pub fn sync(&self) -> Result<(), Error> {
-        let failed = |e: io::Error| io_error(&self.path, "flushing", &e);
+        let failed = |e: io::Error| {
+            self.flushes.fail();
+            io_error(&self.path, "flushing", &e)
+        };
         self.file.sync_all().map_err(failed)?;
+        if self.flushes.failed() {
+            let text = format!("{}: a flush has failed before: open it again", self.path.display());
+            return Err(Error::new(ErrorKind::Io, text));
+        }
         if let Some(folder) = self.path.parent()
             && !self.path.starts_with("/dev")
         {
@@ -267,6 +292,15 @@ fn direct_align(file: &File) -> Option<usize> {
         libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT);
     }
     None
+}
+
+/// True for file systems that are another program's or another machine's.
+fn may_stall(file: &File) -> bool {
+    // As the kernel numbers them (linux/magic.h): FUSE, NFS, CIFS, SMB 2, Ceph, 9P.
+    const KINDS: [u32; 6] =
+        [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997];
+    let found = rustix::fs::fstatfs(file);
+    found.is_ok_and(|found| KINDS.contains(&(found.f_type as u32)))
 }
 
 fn traits(file: &File, kind: Kind, direct: bool) -> BaseTraits {

@@ -10,8 +10,11 @@
 //! memory stays valid until the operation has been answered; it asks [`Base::has_room`] first.
 //! A base answers each operation exactly once, with `Ok` only if every byte was transferred: a
 //! short transfer is an error. A flush covers every write answered before it was submitted.
+//! Once one has failed, every later one on the device fails, of any shard, until it is opened again
+//! (see [`flushes`]).
 
 pub mod file;
+pub mod flushes;
 pub mod probe;
 pub mod ram;
 pub mod uring;

@@ -352,3 +352,53 @@ impl Drop for Mount {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
+
+#[test]
+fn a_flush_that_fails_in_one_shard_fails_in_all_until_the_file_is_opened_again() {
+    let dir = TempDir::new("uring-flush");
+    let path = new_file(&dir, 4 * MIB);
+    let open = |path: &Path| {
+        let file = Arc::new(BaseFile::open(path).unwrap());
+        let bases: Vec<Base> = (0..2)
+            .map(|i| Region { offset: i * 2 * MIB, len: 2 * MIB })
+            .map(|region| UringBase::new(file.clone(), region).unwrap())
+            .map(|base| Base::Uring(Box::new(base)))
+            .collect();
+        (file, bases)
+    };
+    let flush = io(BaseOp::Flush, 0, &[]);
+    let (file, mut bases) = open(&path);
+    for base in &mut bases {
+        base.adopt().unwrap();
+        assert_eq!(run(base, &[(flush, &[])]), [Ok(())]);
+    }
+    // Another shard's flush is under way: this one's success is not believed yet.
+    let other = file.flushes().join();
+    file.flushes().begin(other);
+    assert_eq!(bases[0].submit(&flush, &[]), Submitted::Queued);
+    let end = std::time::Instant::now() + std::time::Duration::from_millis(300);
+    while std::time::Instant::now() < end {
+        bases[0].enter();
+        assert_eq!(bases[0].poll(), None, "answered while another flush may have failed");
+    }
+    assert_eq!(bases[0].in_flight(), 1);
+    assert!(!bases[0].prepare_sleep(), "nobody would wake it");
+    bases[0].woken();
+    let _ = file.flushes().end(other, false);
+    bases[0].enter();
+    assert_eq!(bases[0].poll(), Some((flush.tag, Err(BaseError::Io))));
+    for base in &mut bases {
+        assert_eq!(run(base, &[(flush, &[])]), [Err(BaseError::Io)]);
+    }
+    assert_eq!(file.sync().unwrap_err().kind, ErrorKind::Io);
+    // Reads and writes go on; what they did is told by the next flush after it is opened again.
+    let memory = Buffer::new(4096);
+    let segs = [memory.seg(0, 4096)];
+    assert_eq!(run(&mut bases[1], &[(io(BaseOp::Write, 0, &segs), &segs)]), [Ok(())]);
+    drop((bases, file));
+    let (_file, mut bases) = open(&path);
+    for base in &mut bases {
+        base.adopt().unwrap();
+        assert_eq!(run(base, &[(flush, &[])]), [Ok(())]);
+    }
+}

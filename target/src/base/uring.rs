@@ -21,6 +21,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{BaseError, BaseOp, BaseTraits, Error, ErrorKind, SECTOR_SIZE, Seg, Tag};
 
+use super::flushes::Others;
 use super::{BaseFile, BaseResult, Operation, Region};
 use crate::eventfd::EventFd;
 use crate::mem::hugepage::Mapping;
@@ -78,6 +79,10 @@ pub struct UringBase {
     /// Slots that wait for a bounce buffer.
     waiting: VecDeque<u16>,
     done: VecDeque<(Tag, BaseResult)>,
+    /// This shard among those that flush the device.
+    lane: usize,
+    /// A flush that succeeded, until those of other shards that were under way are over.
+    unsure: Option<(Tag, Others)>,
 }
 
 // SAFETY: the iovecs hold addresses of memory that is not tied to a thread; the ring is disabled
@@ -107,6 +112,7 @@ impl UringBase {
             .map_err(|e| failed("registering the file", e))?;
         let bounce =
             Mapping::new(BOUNCE_COUNT * BOUNCE_BYTES).map_err(|e| failed("no bounce memory", e))?;
+        let lane = file.flushes().join();
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Ok(UringBase {
             ring,
@@ -120,6 +126,8 @@ impl UringBase {
             bounce_free: (0..BOUNCE_COUNT as u8).rev().collect(),
             waiting: VecDeque::with_capacity(SLOTS_MAX),
             done: VecDeque::with_capacity(SLOTS_MAX),
+            lane,
+            unsure: None,
         })
     }
 
@@ -150,7 +158,7 @@ impl UringBase {
 
     /// Operations not yet answered.
     pub fn in_flight(&self) -> usize {
-        SLOTS_MAX - self.free.len() + self.done.len()
+        SLOTS_MAX - self.free.len() + self.done.len() + usize::from(self.unsure.is_some())
     }
 
     /// See [`super::Base::wake_fd`].
@@ -176,6 +184,9 @@ impl UringBase {
             segs: segs.len() as u16,
             ..IDLE
         };
+        if io.op == BaseOp::Flush {
+            self.file.flushes().begin(self.lane);
+        }
         let first = usize::from(index) * SEGS_MAX;
         for (iovec, seg) in self.iovecs[first..].iter_mut().zip(segs) {
             let addr = std::ptr::with_exposed_provenance_mut(seg.addr);
@@ -210,6 +221,7 @@ impl UringBase {
             let Some(entry) = self.ring.completion().next() else { break };
             self.completed(entry.user_data() as u16, entry.result());
         }
+        self.settle_flush();
         queued || self.done.len() > before
     }
 
@@ -223,6 +235,10 @@ impl UringBase {
         self.ring.completion().enable_eventfd();
         // The kernel publishes work, then looks at the flag; we set the flag, then look for work.
         fence(Ordering::SeqCst);
+        if self.unsure.is_some() {
+            // Nobody wakes us when the others are over.
+            return false;
+        }
         let queue = self.ring.submission();
         let quiet = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
         drop(queue);
@@ -270,6 +286,10 @@ impl UringBase {
                 BaseOp::Flush => unreachable!("handled above"),
             }
         };
+        // A FUSE file's fsync holds a lock that starting a write waits for: the kernel's own threads
+        // may wait there, a reactor may not.
+        let offload = self.file.may_stall();
+        let entry = if offload { entry.flags(squeue::Flags::ASYNC) } else { entry };
         let entry = entry.user_data(u64::from(index));
         // SAFETY: the memory is the slot's iovecs, its bounce buffer, or what the host promised to
         // keep until the answer; all of it outlives the operation (see `Drop`).
@@ -307,7 +327,18 @@ impl UringBase {
     fn answer(&mut self, index: u16, result: BaseResult) {
         let slot = &mut self.slots[usize::from(index)];
         slot.busy = false;
-        self.done.push_back((slot.tag, result));
+        let (tag, op) = (slot.tag, slot.op);
+        if op == BaseOp::Flush {
+            let others = self.file.flushes().end(self.lane, result.is_ok());
+            assert!(self.unsure.is_none(), "two flushes of one shard at a time");
+            match result {
+                Ok(()) => self.unsure = Some((tag, others)),
+                Err(_) => self.done.push_back((tag, result)),
+            }
+        } else {
+            self.done.push_back((tag, result));
+        }
+        let slot = &mut self.slots[usize::from(index)];
         let buffer = slot.bounce.take();
         self.free.push(index);
         let Some(buffer) = buffer else { return };
@@ -318,6 +349,16 @@ impl UringBase {
             }
             None => self.bounce_free.push(buffer),
         }
+    }
+
+    /// Answers a flush that succeeded, once that is sure (see [`super::flushes`]).
+    fn settle_flush(&mut self) {
+        let flushes = self.file.flushes();
+        let Some((tag, _)) = self.unsure.take_if(|(_, others)| flushes.over(others)) else {
+            return;
+        };
+        let result = if flushes.failed() { Err(BaseError::Io) } else { Ok(()) };
+        self.done.push_back((tag, result));
     }
 
     fn bounce_at(&self, buffer: u8) -> *mut u8 {

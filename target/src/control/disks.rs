@@ -104,6 +104,9 @@ impl Control {
                 export.resized(size);
             }
         }
+        if let Some(size) = now {
+            self.resize_namespaces(&found.store, found.shard, disk.id, size)?;
+        }
         Ok(())
     }
 
@@ -152,6 +155,17 @@ impl Control {
                 export.record.ctrlr,
                 export.socket.display(),
                 export.record.ctrlr
+            );
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        let shown = match &found.entity {
+            Entity::Disk(_) => None,
+            Entity::Snapshot(_, snap) => Some(blob::Exported::Snapshot(snap.snap.snap.0)),
+        };
+        if let Some((device, one)) = self.shown_as(&found.store, found.shard, disk.id, shown) {
+            let why = format!(
+                "{} is namespace {} of {}: take it out first (lamina nvmf remove {} {})",
+                device.alias, one.nsid, one.nqn, one.nqn, one.nsid
             );
             return Err(Error::new(ErrorKind::Busy, why));
         }

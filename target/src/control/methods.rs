@@ -163,7 +163,7 @@ impl Control {
         rpc::BdevGetIostat::reply(self.iostat(&names).map_err(failure)?)
     }
 
-    /// Methods about exports and the daemon itself.
+    /// Methods about exports to guests and the daemon itself.
     fn daemon_call(&self, call: Call) -> Answer {
         match call {
             Call::VhostCreateBlkController(params) => {
@@ -200,7 +200,7 @@ impl Control {
                 self.ask_to_stop(format!("a client asked for SIG{signal}"));
                 rpc::SpdkKillInstance::reply(true)
             }
-            other => Err(RpcError::method_not_found(other.info().name)),
+            other => self.nvmf_call(other),
         }
     }
 }

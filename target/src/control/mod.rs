@@ -5,6 +5,7 @@
 //!                                          ├─ disks      create, clone, resize, delete
 //!                                          ├─ snapshots  take, label, delete
 //!                                          ├─ exports    attach, detach, restore
+//!                                          ├─ nvmf       subsystems for remote hosts
 //!                                          └─ views      what is there
 //!                                                 │ post, wait (bounded)
 //!                                                 ▼
@@ -22,7 +23,14 @@ mod disks;
 mod exports;
 mod methods;
 mod names;
-mod random;
+mod nvmf;
+mod nvmf_book;
+mod nvmf_calls;
+mod nvmf_ids;
+mod nvmf_keys;
+mod nvmf_restore;
+mod nvmf_views;
+pub(crate) mod random;
 mod snapshots;
 mod sockets;
 mod state;
@@ -46,6 +54,7 @@ use crate::reactor::handle::{Message, ReactorHandle};
 use crate::reactor::shard::ShardKey;
 use crate::reactor::space_watch::Thresholds;
 use exports::Export;
+use nvmf::Nvmf;
 use state::{KnownStore, StateDir};
 use stores::{FailedStore, Store};
 
@@ -62,6 +71,7 @@ pub struct Control {
     threads: Mutex<Vec<JoinHandle<()>>>,
     stores: RwLock<Stores>,
     exports: Mutex<Vec<Arc<Export>>>,
+    nvmf: Nvmf,
     changing: Mutex<()>,
     stopping: AtomicBool,
     next_shard: AtomicU32,
@@ -102,6 +112,7 @@ impl Control {
             threads.push(thread);
         }
         streams::clear_sockets(state.dir());
+        let nvmf = Nvmf::start(state.dir().to_path_buf(), reactors.clone())?;
         Ok(Arc::new_cyclic(|me| Control {
             engine,
             thresholds: config.space_warnings,
@@ -111,6 +122,7 @@ impl Control {
             threads: Mutex::new(threads),
             stores: RwLock::default(),
             exports: Mutex::default(),
+            nvmf,
             changing: Mutex::new(()),
             stopping: AtomicBool::new(false),
             next_shard: AtomicU32::new(0),
@@ -130,6 +142,7 @@ impl Control {
     pub fn open_known(&self, given: &[String]) -> Result<(), Error> {
         let _change = self.change()?;
         let mut known = self.state.load()?;
+        self.restore_subsystems()?;
         for path in given {
             let path = absolute(path);
             if !known.iter().any(|store| store.path == path) {
@@ -146,6 +159,8 @@ impl Control {
                 }
             }
         }
+        // Hosts may come only now that the disks are there.
+        self.restore_listeners();
         self.remember()
     }
 
@@ -161,6 +176,7 @@ impl Control {
                 good = false;
             }
         };
+        check("remote hosts", self.nvmf.stop());
         for export in std::mem::take(&mut *self.exports()) {
             check(&export.record.ctrlr, export.take_down());
         }

@@ -17,7 +17,8 @@ use lamina_bdev::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 const VERSION: u32 = 1;
-const BYTES_MAX: u64 = 1 << 20;
+const BYTES_MAX: u64 = 64 << 20;
+const FILE: &str = "stores.json";
 
 /// A store that was open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +82,7 @@ impl StateDir {
     }
 
     fn file(&self) -> PathBuf {
-        self.dir.join("stores.json")
+        self.dir.join(FILE)
     }
 
     /// The stores that were open. A missing file is an empty list.
@@ -89,23 +90,11 @@ impl StateDir {
     /// # Errors
     /// `Corrupt`: the file is damaged. `Version`: it is of a later version. `Io`.
     pub fn load(&self) -> Result<Vec<KnownStore>, Error> {
-        let path = self.file();
         let bad = |kind, why: String| {
-            let why = format!("{}: {why}; mend it or move it away", path.display());
+            let why = format!("{}: {why}; mend it or move it away", self.file().display());
             Err(Error::new(kind, why))
         };
-        let length = match std::fs::metadata(&path) {
-            Ok(meta) => meta.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return bad(ErrorKind::Io, e.to_string()),
-        };
-        if length > BYTES_MAX {
-            return bad(ErrorKind::Corrupt, format!("{length} bytes are too many"));
-        }
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(e) => return bad(ErrorKind::Io, e.to_string()),
-        };
+        let Some(text) = read_whole(&self.dir, FILE)? else { return Ok(Vec::new()) };
         match serde_json::from_slice::<Content>(&text) {
             Ok(content) if content.version == VERSION => Ok(content.stores),
             Ok(content) => {
@@ -123,25 +112,55 @@ impl StateDir {
         let content = Content { version: VERSION, stores: stores.to_vec() };
         let mut text = serde_json::to_vec(&content).expect("plain data has a JSON form");
         text.push(b'\n');
-        let new = self.dir.join("stores.json.new");
-        let write = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&new, self.file())?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().map_err(|e| {
-            let kind = match e.raw_os_error() {
-                Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
-                _ => ErrorKind::Io,
-            };
-            let why = format!("{} cannot be written: {e}", self.file().display());
-            Error::new(kind, why)
-        })
+        replace(&self.dir, FILE, &text)
     }
+}
+
+/// A whole file of the state folder; `None` if there is none.
+///
+/// # Errors
+/// `Corrupt`: it is too large to be one of ours. `Io`.
+pub(super) fn read_whole(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let path = dir.join(name);
+    let bad = |kind, why: String| {
+        Err(Error::new(kind, format!("{}: {why}; mend it or move it away", path.display())))
+    };
+    let length = match std::fs::metadata(&path) {
+        Ok(meta) => meta.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return bad(ErrorKind::Io, e.to_string()),
+    };
+    if length > BYTES_MAX {
+        return bad(ErrorKind::Corrupt, format!("{length} bytes are too many"));
+    }
+    match std::fs::read(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) => bad(ErrorKind::Io, e.to_string()),
+    }
+}
+
+/// Replaces a file of the state folder, durably: new file, fsync, rename, fsync of the folder.
+///
+/// # Errors
+/// `Io`, `NoSpace`; the old file is then still there.
+pub(super) fn replace(dir: &Path, name: &str, text: &[u8]) -> Result<(), Error> {
+    let path = dir.join(name);
+    let new = dir.join(format!("{name}.new"));
+    let write = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|e| {
+        let kind = match e.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, format!("{} cannot be written: {e}", path.display()))
+    })
 }
 
 #[cfg(test)]
@@ -184,7 +203,7 @@ mod tests {
             assert_eq!(error.kind, kind, "{text}");
             assert!(error.message.contains("stores.json"), "{error}");
         }
-        std::fs::write(state.file(), vec![b' '; BYTES_MAX as usize + 1]).unwrap();
+        File::create(state.file()).unwrap().set_len(BYTES_MAX + 1).unwrap();
         assert_eq!(state.load().unwrap_err().kind, ErrorKind::Corrupt);
     }
 

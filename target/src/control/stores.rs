@@ -217,6 +217,7 @@ impl Control {
         self.stores_mut().open.push(store.clone());
         super::changes::drop_leftovers(&store);
         self.restore_exports(&store);
+        self.restore_namespaces(&store);
         Ok(store)
     }
 
@@ -285,6 +286,14 @@ impl Control {
             );
             return Err(Error::new(ErrorKind::Busy, why));
         }
+        if let (Some((device, one)), false) = (self.shown_of_store(&store), force) {
+            let why = format!(
+                "{} is namespace {} of {}: take it out first, or say force",
+                device.alias, one.nsid, one.nqn
+            );
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        self.hide_store(&store)?;
         for export in &exports {
             export.take_down()?;
         }

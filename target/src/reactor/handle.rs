@@ -11,6 +11,8 @@ use super::client_io::IoJob;
 use super::counters::{Counters, Snapshot};
 use super::mailbox::Mailbox;
 use super::shard::{RetiredShard, Shard, ShardKey};
+use crate::nvmf::message::GroupMsg;
+use crate::nvmf::stats::GroupStats;
 use crate::vhost::{BlkExport, ExportMsg};
 
 /// A question that takes no I/O.
@@ -41,6 +43,8 @@ pub enum Message {
     Export(ShardKey, u16, ExportMsg),
     /// Let the export go when nothing is in flight.
     RemoveExport(ShardKey, u16, SyncSender<Option<Box<BlkExport>>>),
+    /// For its NVMe queues.
+    Nvmf(GroupMsg),
     /// End the thread.
     Stop,
 }
@@ -53,6 +57,7 @@ pub struct ReactorHandle {
     pub(super) index: usize,
     /// Shards it drives: control's own count, to place the next one.
     pub(super) shards: AtomicUsize,
+    pub(super) nvmf: Arc<GroupStats>,
 }
 
 impl ReactorHandle {
@@ -74,6 +79,19 @@ impl ReactorHandle {
     /// Its counters now.
     pub fn counters(&self) -> Snapshot {
         self.counters.snapshot()
+    }
+
+    /// Counters of its NVMe queues.
+    pub fn nvmf_stats(&self) -> Arc<GroupStats> {
+        self.nvmf.clone()
+    }
+
+    /// Puts a message in its mailbox without waiting, from another reactor.
+    ///
+    /// # Errors
+    /// Gives the message back if there is no room now.
+    pub fn try_post(&self, message: Message) -> Result<(), Message> {
+        self.mailbox.try_post(message)
     }
 
     /// Puts a message in its mailbox.
@@ -117,6 +135,11 @@ impl ShardHandle {
     /// The reactor it is on.
     pub fn reactor(&self) -> &ReactorHandle {
         &self.reactor
+    }
+
+    /// Its name on the reactor.
+    pub fn key(&self) -> ShardKey {
+        self.key
     }
 
     /// Hands a shard over and waits until its engine is ready.

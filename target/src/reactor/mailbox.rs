@@ -8,7 +8,7 @@
 //! The eventfd is signalled after every message, asleep or not: messages are rare, and so no
 //! sleeper can be missed.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
@@ -53,6 +53,16 @@ impl<M> Mailbox<M> {
         }
     }
 
+    /// Puts a message in without waiting, from one reactor to another.
+    ///
+    /// # Errors
+    /// Gives the message back if there is no room now.
+    pub fn try_post(&self, message: M) -> Result<(), M> {
+        self.queue.push(message)?;
+        self.wake.signal();
+        Ok(())
+    }
+
     /// The oldest message.
     pub fn take(&self) -> Option<M> {
         self.queue.pop()
@@ -66,6 +76,16 @@ impl<M> Mailbox<M> {
     /// Signalled by every post.
     pub fn wake_fd(&self) -> RawFd {
         self.wake.as_raw_fd()
+    }
+
+    /// The same, for a set that tells as long as it is signalled; see [`Mailbox::drain_wake`].
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Takes note of the signals so far. Messages are to be taken after this.
+    pub fn drain_wake(&self) {
+        self.wake.drain();
     }
 }
 

@@ -3,7 +3,9 @@
 //! ```text
 //!          ┌────────────────────────────────────────────────────────────┐
 //!          ▼                                                            │
-//!   mailbox ─► shard turns ─┬─ worked, or idle for less than idle_us ───┤
+//!   mailbox ─► NVMe queues ─► shard turns ─► NVMe answers ─┐
+//!          ┌───────────────────────────────────────────────┘
+//!          └───────────────┬─ worked, or idle for less than idle_us ───┤
 //!                           └─ prepare_sleep: guests and rings signal   │
 //!                              again; look once more ─┬─ work ──────────┤
 //!                                                     └─ epoll_wait ────┘
@@ -29,15 +31,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
-use lamina_bdev::{Error, ErrorKind};
+use lamina_bdev::{Error, ErrorKind, Status};
 
 use crate::log;
+use crate::nvmf::group::Group;
+use crate::nvmf::message::GroupMsg;
 use counters::{Counters, Snapshot};
 use epoll::Epoll;
 use handle::{Message, ReactorHandle};
 use idle::{IdlePolicy, timeout_ms};
 use mailbox::Mailbox;
-use shard::{Shard, ShardKey};
+use shard::{Shard, ShardKey, Shards};
 
 /// Messages in a mailbox.
 const MAILBOX_CAPACITY: usize = 256;
@@ -59,11 +63,15 @@ pub struct Settings {
 
 /// A reactor, on its own thread.
 struct Reactor {
+    index: usize,
     mailbox: Arc<Mailbox<Message>>,
     shared: Arc<Counters>,
     counted: Snapshot,
     #[expect(clippy::vec_box, reason = "shards are large and come boxed in their message")]
     shards: Vec<Box<Shard>>,
+    /// Its NVMe queues; `None` before the NVMe service has begun.
+    group: Option<Box<Group>>,
+    nvmf_dones: Vec<(u64, Status)>,
     epoll: Epoll,
     /// Kept from rebuild to rebuild of the epoll set.
     fds: Vec<RawFd>,
@@ -87,10 +95,13 @@ pub fn start(
     let mailbox = Arc::new(Mailbox::new(MAILBOX_CAPACITY).map_err(failed)?);
     let shared = Arc::new(Counters::default());
     let reactor = Reactor {
+        index,
         mailbox: mailbox.clone(),
         shared: shared.clone(),
         counted: Snapshot::default(),
         shards: Vec::with_capacity(16),
+        group: None,
+        nvmf_dones: Vec::with_capacity(256),
         epoll: Epoll::new().map_err(failed)?,
         fds: Vec::with_capacity(64),
         shards_changed: true,
@@ -105,8 +116,8 @@ pub fn start(
         }
         reactor.run();
     });
-    let shards = AtomicUsize::new(0);
-    let handle = ReactorHandle { mailbox, counters: shared, core, index, shards };
+    let (shards, nvmf) = (AtomicUsize::new(0), Arc::default());
+    let handle = ReactorHandle { mailbox, counters: shared, core, index, shards, nvmf };
     Ok((Arc::new(handle), thread.map_err(failed)?))
 }
 
@@ -145,10 +156,21 @@ impl Reactor {
             self.handle(message);
             worked = true;
         }
+        if let Some(group) = &mut self.group {
+            worked |= group.receive(now_ns, &mut Shards(&mut self.shards));
+        }
         let mut leaving = false;
         for shard in &mut self.shards {
             worked |= shard.turn(now_ns);
             leaving |= shard.may_leave();
+            shard.take_nvmf_dones(&mut self.nvmf_dones);
+        }
+        if let Some(group) = &mut self.group {
+            let engines = &mut Shards(&mut self.shards);
+            for (cookie, status) in self.nvmf_dones.drain(..) {
+                group.done(cookie, status, engines);
+            }
+            worked |= group.finish(engines);
         }
         if leaving {
             self.retire();
@@ -215,7 +237,24 @@ impl Reactor {
                     self.shards_changed = true;
                 }
             }
+            Message::Nvmf(message) => self.nvmf(message),
             Message::Stop => self.stopping = true,
+        }
+    }
+
+    fn nvmf(&mut self, message: GroupMsg) {
+        match (message, &mut self.group) {
+            (GroupMsg::Start(peers), _) => {
+                let pool = crate::nvmf::pool_of_group();
+                // Without an epoll set here, messages are dropped, and their senders see that.
+                match Group::new(self.index, *peers, pool) {
+                    Ok(group) => self.group = Some(Box::new(group)),
+                    Err(e) => log::error(format!("no NVMe queues on a reactor: {e}")),
+                }
+                self.shards_changed = true;
+            }
+            (message, Some(group)) => group.message(message, &mut Shards(&mut self.shards)),
+            (_, None) => {}
         }
     }
 
@@ -233,6 +272,9 @@ impl Reactor {
         let mut quiet = true;
         for shard in &mut self.shards {
             quiet &= shard.prepare_sleep();
+        }
+        if let Some(group) = &mut self.group {
+            quiet &= group.prepare_sleep();
         }
         if quiet && self.mailbox.is_empty() {
             self.counted.sleeps += 1;
@@ -257,6 +299,7 @@ impl Reactor {
         for shard in &mut self.shards {
             shard.watch(&mut self.fds);
         }
+        self.fds.extend(self.group.as_ref().map(|group| group.fd()));
         let made = Epoll::new().and_then(|mut epoll| {
             for &fd in &self.fds {
                 epoll.add(fd, 0)?;

@@ -15,13 +15,16 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use lamina_bdev::limits::SEGS_MAX;
-use lamina_bdev::{BaseOp, Command, Engine, EngineState, Error, ErrorKind, Reply, Seg};
+use lamina_bdev::{
+    BaseOp, Command, Engine, EngineState, Error, ErrorKind, Reply, Request, Seg, Status,
+};
 
 use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
 use super::space_watch::SpaceWatch;
 use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
+use crate::nvmf::devices::{Engines, NVMF_INDEX};
 use crate::vhost::{BlkExport, ExportMsg};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
@@ -62,6 +65,10 @@ pub struct Shard {
     base: Base,
     exports: Vec<Option<ExportSlot>>,
     clients: ClientIo,
+    /// Answers to NVMe jobs, until the group takes them.
+    nvmf_dones: Vec<(u64, Status)>,
+    /// NVMe jobs that the engine has.
+    nvmf_in_flight: usize,
     /// Told once, when the engine is ready or has failed.
     opening: Option<SyncSender<Result<(), Error>>>,
     /// Set while the shard is being removed.
@@ -88,6 +95,8 @@ impl Shard {
             base,
             exports: Vec::new(),
             clients: ClientIo::default(),
+            nvmf_dones: Vec::with_capacity(256),
+            nvmf_in_flight: 0,
             opening: Some(opened),
             leaving: None,
             commands: Vec::with_capacity(16),
@@ -202,6 +211,11 @@ impl Shard {
                 self.clients.complete(done);
                 continue;
             }
+            if index == usize::from(NVMF_INDEX) {
+                self.nvmf_in_flight -= 1;
+                self.nvmf_dones.push((done.cookie, done.status));
+                continue;
+            }
             let slot = self.exports.get_mut(index).and_then(Option::as_mut);
             // An export leaves only with nothing in flight.
             let slot = slot.expect("a request of an export that is gone");
@@ -288,9 +302,14 @@ impl Shard {
         }
     }
 
+    /// Moves the answers to NVMe jobs to `dones`.
+    pub fn take_nvmf_dones(&mut self, dones: &mut Vec<(u64, Status)>) {
+        dones.append(&mut self.nvmf_dones);
+    }
+
     /// Puts an export in its place. Panics if the place is taken: control hands places out.
     pub fn add_export(&mut self, index: u16, export: Box<BlkExport>) {
-        assert!(index != CLIENT_INDEX, "that place stands for control threads");
+        assert!(index < NVMF_INDEX, "the last places stand for NVMe and for control threads");
         let index = usize::from(index);
         if self.exports.len() <= index {
             self.exports.resize_with(index + 1, || None);
@@ -328,6 +347,7 @@ impl Shard {
             && self.base.in_flight() == 0
             && self.commands.is_empty()
             && self.clients.is_idle()
+            && self.nvmf_in_flight == 0
             && self.exports.iter().all(Option::is_none)
     }
 
@@ -374,5 +394,22 @@ impl Shard {
             slot.watched = slot.export.kick_changes();
             fds.extend(slot.export.kick_fds());
         }
+    }
+}
+
+/// The engines of a reactor, for its NVMe queues.
+pub struct Shards<'a>(
+    #[expect(clippy::vec_box, reason = "as the reactor has them")] pub &'a mut Vec<Box<Shard>>,
+);
+
+impl Engines for Shards<'_> {
+    fn submit(&mut self, shard: ShardKey, request: &Request, segs: &[Seg]) -> Option<bool> {
+        let shard = self.0.iter_mut().find(|known| known.key == shard)?;
+        if shard.engine.state() != EngineState::Ready {
+            return None;
+        }
+        let taken = shard.engine.submit(request, segs);
+        shard.nvmf_in_flight += usize::from(taken);
+        Some(taken)
     }
 }

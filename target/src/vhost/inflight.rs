@@ -13,6 +13,10 @@
 //!                                                    index tell which notes are stale
 //! ```
 //!
+//! A note says that a request was taken, not that it was carried out: what is served again may have
+//! been served before. A guest sees that only of a write which it has let another write to the same
+//! block overtake; `docs/reliability.md` says what is promised then.
+//!
 //! Only the order of our own stores matters, as a process that is killed loses none of those it has
 //! made. A log is *live* from a queue's start until the front-end was told where the ring stands
 //! (GET_VRING_BASE): then all is returned, and the next start follows the front-end.

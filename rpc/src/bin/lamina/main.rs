@@ -17,6 +17,7 @@ mod export;
 mod failure;
 mod general;
 mod human;
+mod nvmf;
 mod progress;
 mod session;
 mod size;
@@ -93,6 +94,9 @@ enum Command {
     /// Exports: disks on sockets, for virtual machines
     #[command(subcommand, visible_alias = "exports")]
     Export(export::Command),
+    /// Subsystems: disks for remote hosts, over NVMe/TCP
+    #[command(subcommand)]
+    Nvmf(nvmf::Command),
     /// Counters of stores and reactors
     Stats(stats::Arguments),
     /// What has happened: stores filling up, failures
@@ -136,6 +140,7 @@ fn run(arguments: Arguments) -> Result<Answer, Failure> {
         Command::Snapshot(command) => snapshot::run(&mut session, command),
         Command::Tree(arguments) => tree::run(&mut session, arguments),
         Command::Export(command) => export::run(&mut session, command),
+        Command::Nvmf(command) => nvmf::run(&mut session, command),
         Command::Stats(arguments) => stats::run(&mut session, &arguments),
         Command::Events(arguments) => events::run(&mut session, &arguments),
         Command::Checkpoint(arguments) => general::checkpoint(&mut session, arguments),

@@ -1,0 +1,452 @@
+//! Exports to remote hosts: disks become devices of the NVMe service, and are kept as such.
+//!
+//! ```text
+//!  call ─► check ─► service thread (target, listeners) ─► book (state folder)
+//!  add namespace:    attach disk ─► route to every reactor ─► target ─► book
+//!  remove namespace: target ─► tables to reactors ─► nothing in flight ─► detach ─► book
+//!  store opened ─► namespaces of its disks, as the book has them
+//!  store closed ─► namespaces of its disks out of the target, not out of the book
+//! ```
+//!
+//! One device stands for a disk or snapshot however many namespaces show it. Whoever changes
+//! something here holds [`Control::change`].
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lamina_bdev::{
+    Command, DiskId, Error, ErrorKind, Handle, Reply, SnapId, SnapRef, Target, Uuid,
+};
+use lamina_nvmf::subsystem::DeviceKey;
+
+use super::blob::Exported;
+use super::names::{Entity, Found};
+use super::nvmf_book::{Book, NamespaceRecord};
+use super::stores::Store;
+use super::{Control, unpoisoned};
+use crate::log;
+use crate::nvmf::devices::Route;
+use crate::nvmf::message::{GroupMsg, Save, ServiceMsg};
+use crate::nvmf::service::ServiceHandle;
+use crate::reactor::handle::{Message, ReactorHandle};
+
+/// How long requests in flight on a disk may take before it is not let go.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long hosts' connections may take to end when the daemon does.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A namespace of the target, as far as disks are concerned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Shown {
+    pub(super) nqn: String,
+    pub(super) nsid: u32,
+}
+
+/// A disk or snapshot that is open for NVMe queues.
+#[derive(Clone)]
+pub(super) struct Device {
+    pub(super) key: DeviceKey,
+    pub(super) store: Arc<Store>,
+    pub(super) shard: usize,
+    pub(super) disk: DiskId,
+    pub(super) dev: Exported,
+    pub(super) uuid: Uuid,
+    pub(super) alias: String,
+    pub(super) bytes: u64,
+    pub(super) readonly: bool,
+    handle: Handle,
+    /// The namespaces that show it.
+    pub(super) shown: Vec<Shown>,
+}
+
+/// The NVMe side of the daemon.
+pub(super) struct Nvmf {
+    pub(super) service: ServiceHandle,
+    pub(super) book: Arc<Book>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    reactors: Vec<Arc<ReactorHandle>>,
+    pub(super) devices: Mutex<Vec<Device>>,
+    /// Uses of each place among the reactors' devices so far; `true`: in use.
+    places: Mutex<Vec<(u32, bool)>>,
+}
+
+impl Nvmf {
+    /// Reads the book and starts the service; nothing is exported yet.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Version`: the book. `Io`.
+    pub(super) fn start(
+        dir: std::path::PathBuf,
+        reactors: Vec<Arc<ReactorHandle>>,
+    ) -> Result<Nvmf, Error> {
+        let book = Arc::new(Book::open(dir)?);
+        let saver = Saver::start(book.clone())?;
+        let saved = saver.service.clone();
+        let save = Box::new(move |save| saver.post(save));
+        let (service, thread) = ServiceHandle::start(reactors.clone(), save)?;
+        let _ = saved.set(service.clone());
+        Ok(Nvmf {
+            service,
+            book,
+            thread: Mutex::new(Some(thread)),
+            reactors,
+            devices: Mutex::default(),
+            places: Mutex::default(),
+        })
+    }
+
+    /// The devices now; hold it shortly.
+    pub(super) fn devices(&self) -> std::sync::MutexGuard<'_, Vec<Device>> {
+        unpoisoned(self.devices.lock())
+    }
+
+    /// The device of a disk or snapshot, attached if it is not yet.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `Busy`.
+    pub(super) fn attach(&self, found: &Found) -> Result<Device, Error> {
+        let disk = found.entity.disk().id;
+        let dev = match &found.entity {
+            Entity::Disk(_) => Exported::Disk,
+            Entity::Snapshot(_, snap) => Exported::Snapshot(snap.snap.snap.0),
+        };
+        let same = |device: &&Device| {
+            Arc::ptr_eq(&device.store, &found.store)
+                && (device.shard, device.disk, device.dev) == (found.shard, disk, dev)
+        };
+        if let Some(device) = self.devices().iter().find(same) {
+            return Ok(device.clone());
+        }
+        let shard = &found.store.shards[found.shard];
+        let target = match dev {
+            Exported::Disk => Target::Disk(disk),
+            Exported::Snapshot(id) => Target::Snapshot(SnapRef { disk, snap: SnapId(id) }),
+        };
+        let Reply::Handle(handle) = shard.command(Command::Attach(target))? else {
+            unreachable!("an attachment is answered with a handle");
+        };
+        let info = shard.query(move |engine| engine.handle_info(handle))?;
+        let (bytes, readonly) =
+            info.ok_or_else(|| Error::new(ErrorKind::NotFound, "the attachment is gone again"))?;
+        let device = Device {
+            key: self.take_place(),
+            store: found.store.clone(),
+            shard: found.shard,
+            disk,
+            dev,
+            uuid: found.entity.uuid(),
+            alias: found.alias(),
+            bytes,
+            readonly,
+            handle,
+            shown: Vec::new(),
+        };
+        let (key, reactor) = (device.key, shard.reactor().index());
+        let route = Route { key, reactor, shard: shard.key(), handle };
+        if let Err(error) = self.tell_all(|done| GroupMsg::AddDevice(route, done)) {
+            let _ = shard.command(Command::Detach(handle));
+            return Err(error);
+        }
+        self.service.run(move |core| core.set_home(key, reactor))?;
+        self.devices().push(device.clone());
+        Ok(device)
+    }
+
+    /// Lets a device go that no namespace shows: waits until nothing is in flight on it.
+    ///
+    /// # Errors
+    /// `Io` if requests do not end; it stays attached then.
+    pub(super) fn detach_if_unused(&self, key: DeviceKey) -> Result<(), Error> {
+        let unused = |device: &&Device| device.key == key && device.shown.is_empty();
+        let Some(device) = self.devices().iter().find(unused).cloned() else { return Ok(()) };
+        self.tell_all(|done| GroupMsg::RemoveDevice(key, done))?;
+        self.service.run(move |core| core.forget_home(key))?;
+        self.devices().retain(|device| device.key != key);
+        if let Some((_, used)) = unpoisoned(self.places.lock()).get_mut(key.0 as u32 as usize) {
+            *used = false;
+        }
+        let shard = &device.store.shards[device.shard];
+        shard.command(Command::Detach(device.handle)).map(|_| ())
+    }
+
+    /// A key never used before: place in the low half, its uses in the high half.
+    fn take_place(&self) -> DeviceKey {
+        let mut places = unpoisoned(self.places.lock());
+        let at = match places.iter().position(|(_, used)| !used) {
+            Some(at) => at,
+            None => {
+                places.push((0, false));
+                places.len() - 1
+            }
+        };
+        let (uses, used) = &mut places[at];
+        *uses += 1;
+        *used = true;
+        DeviceKey(u64::from(*uses) << 32 | at as u64)
+    }
+
+    /// Tells every reactor something, and waits until each has done it.
+    fn tell_all(
+        &self,
+        message: impl Fn(std::sync::mpsc::SyncSender<()>) -> GroupMsg,
+    ) -> Result<(), Error> {
+        let mut answers = Vec::new();
+        for reactor in &self.reactors {
+            let (done, answer) = std::sync::mpsc::sync_channel(1);
+            reactor.post(Message::Nvmf(message(done)))?;
+            answers.push(answer);
+        }
+        let end = Instant::now() + DRAIN_TIMEOUT;
+        for answer in answers {
+            answer.recv_timeout(end.saturating_duration_since(Instant::now())).map_err(|_| {
+                let seconds = DRAIN_TIMEOUT.as_secs();
+                let why = format!("requests of remote hosts are not done after {seconds} s");
+                Error::new(ErrorKind::Io, why)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends all connections of hosts, and the service. The disks are let go.
+    ///
+    /// # Errors
+    /// `Io`: something does not end.
+    pub(super) fn stop(&self) -> Result<(), Error> {
+        self.service.run(|core| core.shut_down())?;
+        let end = Instant::now() + STOP_TIMEOUT;
+        let thread = unpoisoned(self.thread.lock()).take();
+        if let Some(thread) = thread {
+            while !thread.is_finished() {
+                if Instant::now() >= end {
+                    let why = "connections of remote hosts do not end";
+                    return Err(Error::new(ErrorKind::Io, why));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = thread.join();
+        }
+        let devices = std::mem::take(&mut *self.devices());
+        for device in devices {
+            let key = device.key;
+            self.tell_all(|done| GroupMsg::RemoveDevice(key, done))?;
+            device.store.shards[device.shard].command(Command::Detach(device.handle))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes reservations down, on a thread of its own: the service thread does not wait for disks.
+struct Saver {
+    saves: std::sync::mpsc::Sender<Save>,
+    service: Arc<OnceLock<ServiceHandle>>,
+}
+
+impl Saver {
+    fn start(book: Arc<Book>) -> Result<Saver, Error> {
+        let (saves, queue) = std::sync::mpsc::channel::<Save>();
+        let service: Arc<OnceLock<ServiceHandle>> = Arc::default();
+        let told = service.clone();
+        let thread = std::thread::Builder::new().name("nvmf-saver".into());
+        let started = thread.spawn(move || {
+            for save in queue {
+                keep_reservations(&book, &save);
+                if let Some(service) = told.get() {
+                    let _ = service.post(ServiceMsg::Acknowledged(save.token));
+                }
+            }
+        });
+        started.map_err(|e| {
+            Error::new(ErrorKind::Io, format!("the NVMe service cannot start: {e}"))
+        })?;
+        Ok(Saver { saves, service })
+    }
+
+    fn post(&self, save: Save) {
+        // It ends only with the sender.
+        let _ = self.saves.send(save);
+    }
+}
+
+fn keep_reservations(book: &Book, save: &Save) {
+    let image = save.image.as_deref().map(super::nvmf_ids::to_hex);
+    let kept = book.change_one(&save.nqn, |one| {
+        if let Some(namespace) = one.namespaces.iter_mut().find(|n| n.nsid == save.nsid) {
+            namespace.reservations = image;
+        }
+    });
+    if let Err(error) = kept {
+        log::error(format!(
+            "reservations of namespace {} of {} are not kept over a restart: {error}",
+            save.nsid, save.nqn
+        ));
+    }
+}
+
+impl Control {
+    /// The first namespace that shows a disk (or this snapshot of it), for refusals.
+    pub(super) fn shown_as(
+        &self,
+        store: &Arc<Store>,
+        shard: usize,
+        disk: DiskId,
+        dev: Option<Exported>,
+    ) -> Option<(Device, Shown)> {
+        let devices = self.nvmf.devices();
+        let found = devices.iter().find(|device| {
+            Arc::ptr_eq(&device.store, store)
+                && (device.shard, device.disk) == (shard, disk)
+                && dev.is_none_or(|dev| dev == device.dev)
+                && !device.shown.is_empty()
+        })?;
+        Some((found.clone(), found.shown[0].clone()))
+    }
+
+    /// A disk has another size: hosts are told.
+    pub(super) fn resize_namespaces(
+        &self,
+        store: &Arc<Store>,
+        shard: usize,
+        disk: DiskId,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let mut key = None;
+        for device in self.nvmf.devices().iter_mut() {
+            if Arc::ptr_eq(&device.store, store)
+                && (device.shard, device.disk, device.dev) == (shard, disk, Exported::Disk)
+            {
+                device.bytes = bytes;
+                key = Some(device.key);
+            }
+        }
+        match key {
+            Some(key) => self.nvmf.service.run(move |core| {
+                core.edit(|target| target.resize_device(key, bytes));
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first namespace of a store's disks, for refusals.
+    pub(super) fn shown_of_store(&self, store: &Arc<Store>) -> Option<(Device, Shown)> {
+        let devices = self.nvmf.devices();
+        let its = |device: &&Device| Arc::ptr_eq(&device.store, store) && !device.shown.is_empty();
+        let found = devices.iter().find(its)?;
+        Some((found.clone(), found.shown[0].clone()))
+    }
+
+    /// Takes the namespaces of a store's disks out of the target; the book keeps them.
+    ///
+    /// # Errors
+    /// `Io` if requests do not end.
+    pub(super) fn hide_store(&self, store: &Arc<Store>) -> Result<(), Error> {
+        let devices: Vec<Device> = self
+            .nvmf
+            .devices()
+            .iter()
+            .filter(|device| Arc::ptr_eq(&device.store, store))
+            .cloned()
+            .collect();
+        for device in devices {
+            let shown = device.shown.clone();
+            self.nvmf.service.run(move |core| {
+                for one in shown {
+                    // One that is gone already is as it should be.
+                    let _ = core.edit(|target| target.remove_namespace(&one.nqn, one.nsid));
+                }
+            })?;
+            for known in self.nvmf.devices().iter_mut().filter(|d| d.key == device.key) {
+                known.shown.clear();
+            }
+            self.nvmf.detach_if_unused(device.key)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the namespaces that the book has of a store's disks.
+    pub(super) fn restore_namespaces(&self, store: &Arc<Store>) {
+        let uuid = store.uuid.to_string();
+        let records = self.nvmf.book.read();
+        let its = records.namespaces().filter(|(_, namespace)| namespace.store == uuid);
+        for (nqn, namespace) in its {
+            match self.restore_namespace(nqn, namespace) {
+                Ok(()) => log::info(format!(
+                    "{} is namespace {} of {nqn} again",
+                    namespace.alias, namespace.nsid
+                )),
+                Err(error) => log::error(format!(
+                    "{} is not namespace {} of {nqn} again: {error}",
+                    namespace.alias, namespace.nsid
+                )),
+            }
+        }
+    }
+
+    fn restore_namespace(&self, nqn: &str, record: &NamespaceRecord) -> Result<(), Error> {
+        let found = self.find(&record.device)?;
+        let spec = super::nvmf_ids::spec_of(record)?;
+        let reservations = match &record.reservations {
+            Some(text) => Some(super::nvmf_ids::from_hex(text).ok_or_else(|| {
+                Error::new(ErrorKind::Corrupt, "its reservations cannot be read")
+            })?),
+            None => None,
+        };
+        self.show(&found, nqn, spec, reservations).map(|_| ())
+    }
+
+    /// Makes a disk a namespace. `spec` lacks only what the device says.
+    pub(super) fn show(
+        &self,
+        found: &Found,
+        nqn: &str,
+        mut spec: lamina_nvmf::subsystem::NamespaceSpec,
+        reservations: Option<Vec<u8>>,
+    ) -> Result<u32, Error> {
+        let device = self.nvmf.attach(found)?;
+        spec.device = device.key;
+        spec.name = device.uuid.to_string();
+        spec.disk_uuid = device.uuid;
+        spec.bytes = device.bytes;
+        spec.readonly |= device.readonly;
+        let (name, key) = (nqn.to_string(), device.key);
+        let added = self.nvmf.service.run(move |core| {
+            let nsid = core.edit(|target| target.add_namespace(&name, spec))?;
+            let restored = reservations.map_or(Ok(()), |image| {
+                core.edit(|target| target.restore_reservations(&name, nsid, &image))
+            });
+            if let Err(error) = restored {
+                // Without them, hosts that were fenced off could write.
+                let _ = core.edit(|target| target.remove_namespace(&name, nsid));
+                return Err(error);
+            }
+            Ok(nsid)
+        });
+        match added.and_then(|added| added) {
+            Ok(nsid) => {
+                for known in self.nvmf.devices().iter_mut().filter(|d| d.key == key) {
+                    known.shown.push(Shown { nqn: nqn.to_string(), nsid });
+                }
+                Ok(nsid)
+            }
+            Err(error) => {
+                if let Err(other) = self.nvmf.detach_if_unused(key) {
+                    log::error(format!("{} stays attached: {other}", device.alias));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes namespaces out of the book of devices, and lets go what is not shown any more.
+    pub(super) fn forget_shown(&self, gone: impl Fn(&Shown) -> bool) -> Result<(), Error> {
+        let mut keys = Vec::new();
+        for device in self.nvmf.devices().iter_mut() {
+            let before = device.shown.len();
+            device.shown.retain(|shown| !gone(shown));
+            if device.shown.len() < before {
+                keys.push(device.key);
+            }
+        }
+        keys.into_iter().try_for_each(|key| self.nvmf.detach_if_unused(key))
+    }
+}

@@ -1,0 +1,405 @@
+//! What the service thread owns: the target, all controllers, the sockets that listen, and the
+//! connections that are not on a reactor.
+//!
+//! ```text
+//!  listener ─ accept ─► fresh ─ Connect ─┬─ admin queue: stays here
+//!                (deadline)              └─ I/O queue: answered, then on to a reactor
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::IoSlice;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lamina_bdev::{Error, ErrorKind};
+use lamina_nvmf::controller::{ControllerKey, Limits, Service};
+use lamina_nvmf::pool::Pool;
+use lamina_nvmf::subsystem::{Address, DeviceKey, PortId, Target};
+
+use super::deliver::Deferred;
+use super::door::{Conn, Stage};
+use super::listener::Listener;
+use super::message::{ConnectionId, QueueShared, Save, ServiceMsg};
+use super::poller::Poller;
+use super::{Caps, pool_of_service};
+use crate::log;
+use crate::reactor::clock::now_ns;
+use crate::reactor::handle::ReactorHandle;
+use crate::reactor::mailbox::Mailbox;
+
+/// Poller number of the inbox.
+pub(super) const INBOX: u64 = u64::MAX;
+/// Bit of the poller numbers of listeners.
+pub(super) const PORT_BIT: u64 = 1 << 63;
+/// Connections accepted from one socket in one turn.
+const ACCEPTS_MAX: usize = 64;
+/// After this, an address that could not be listened on is tried again, nanoseconds.
+const BIND_RETRY_NS: u64 = 2_000_000_000;
+/// After this, accepting is tried again when it failed, nanoseconds.
+const ACCEPT_RETRY_NS: u64 = 100_000_000;
+
+/// An address that is listened on, or is to be.
+pub(super) struct Port {
+    pub(super) address: Address,
+    /// `None`: it could not be bound yet.
+    pub(super) listener: Option<Listener>,
+    /// When to try again what failed.
+    retry_ns: Option<u64>,
+}
+
+/// An I/O queue that is on a reactor.
+pub struct Away {
+    /// Its controller.
+    pub controller: ControllerKey,
+    /// Its number there.
+    pub qid: u16,
+    /// The reactor.
+    pub reactor: usize,
+    /// The host's end.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+}
+
+/// The connections of a controller.
+pub struct Association {
+    /// Its admin queue's.
+    pub admin: ConnectionId,
+    /// Its I/O queues', by number.
+    pub queues: BTreeMap<u16, ConnectionId>,
+    /// What they share.
+    pub shared: Arc<QueueShared>,
+    /// The host's end of the admin queue.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+}
+
+/// What is counted of connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionCounts {
+    /// Accepted since the start.
+    pub accepted: u64,
+    /// Closed at once or before their time, since there were too many.
+    pub refused: u64,
+    /// Those that have no queue yet.
+    pub handshaking: usize,
+    /// Those there are.
+    pub all: usize,
+    /// Admin queues now.
+    pub admin: usize,
+    /// Admin queues since the start.
+    pub admin_total: u64,
+}
+
+/// The service thread's state.
+pub struct Core {
+    /// Controllers and target.
+    pub service: Service,
+    pub(super) caps: Caps,
+    pub(super) poller: Poller,
+    pub(super) inbox: Arc<Mailbox<ServiceMsg>>,
+    pub(super) reactors: Vec<Arc<ReactorHandle>>,
+    pub(super) homes: HashMap<DeviceKey, usize>,
+    ports: BTreeMap<PortId, Port>,
+    pub(super) conns: BTreeMap<ConnectionId, Conn>,
+    /// Those of them that have no queue yet.
+    pub(super) fresh: BTreeSet<ConnectionId>,
+    /// Connections with something to do that no edge will announce.
+    pub(super) active: BTreeSet<ConnectionId>,
+    /// Connections that wait for a buffer.
+    pub(super) starved: BTreeSet<ConnectionId>,
+    pub(super) away: BTreeMap<ConnectionId, Away>,
+    pub(super) associations: BTreeMap<ControllerKey, Association>,
+    addresses: HashMap<IpAddr, usize>,
+    pub(super) deferred: Vec<Deferred>,
+    next_id: u64,
+    pub(super) next_token: u64,
+    pub(super) pool: Pool,
+    pub(super) pieces: Vec<IoSlice<'static>>,
+    pub(super) save: Box<dyn Fn(Save) + Send>,
+    pub(super) counts: ConnectionCounts,
+    pub(super) stopping: bool,
+}
+
+impl Core {
+    /// Nothing yet. `save` keeps reservations; see [`Save`].
+    ///
+    /// # Errors
+    /// No epoll set.
+    pub fn new(
+        caps: Caps,
+        limits: Limits,
+        inbox: Arc<Mailbox<ServiceMsg>>,
+        reactors: Vec<Arc<ReactorHandle>>,
+        save: Box<dyn Fn(Save) + Send>,
+    ) -> std::io::Result<Core> {
+        let poller = Poller::new()?;
+        poller.add_level(inbox.wake(), INBOX)?;
+        let mut service = Service::new(Target::new(), limits, now_ns());
+        service.set_random(Box::new(crate::control::random::fill));
+        Ok(Core {
+            service,
+            caps,
+            poller,
+            inbox,
+            reactors,
+            homes: HashMap::new(),
+            ports: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            fresh: BTreeSet::new(),
+            active: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            away: BTreeMap::new(),
+            associations: BTreeMap::new(),
+            addresses: HashMap::new(),
+            deferred: Vec::new(),
+            next_id: 1,
+            next_token: 1,
+            pool: pool_of_service(),
+            pieces: Vec::new(),
+            save,
+            counts: ConnectionCounts::default(),
+            stopping: false,
+        })
+    }
+
+    /// Changes what is exported, and tells everybody concerned.
+    pub fn edit<R>(&mut self, change: impl FnOnce(&mut Target) -> R) -> R {
+        let result = self.service.edit(change);
+        self.act();
+        self.drop_unused_ports();
+        result
+    }
+
+    /// What is exported.
+    pub fn target(&self) -> &Target {
+        self.service.target()
+    }
+
+    /// A disk is driven by that reactor; queues that use it go there.
+    pub fn set_home(&mut self, key: DeviceKey, reactor: usize) {
+        self.homes.insert(key, reactor);
+    }
+
+    /// The disk is gone.
+    pub fn forget_home(&mut self, key: DeviceKey) {
+        self.homes.remove(&key);
+    }
+
+    /// The connections of a controller.
+    pub fn association(&self, key: ControllerKey) -> Option<&Association> {
+        self.associations.get(&key)
+    }
+
+    /// The core of a reactor.
+    pub fn core_of(&self, reactor: usize) -> u32 {
+        self.reactors[reactor].core()
+    }
+
+    /// An I/O queue on a reactor.
+    pub fn away(&self, id: ConnectionId) -> Option<&Away> {
+        self.away.get(&id)
+    }
+
+    /// What is counted of connections.
+    pub fn counts(&self) -> ConnectionCounts {
+        ConnectionCounts {
+            handshaking: self.fresh.len(),
+            all: self.conns.len() + self.away.len(),
+            admin: self.associations.len(),
+            ..self.counts
+        }
+    }
+
+    /// Lets a subsystem listen on an address. With `patient`, an address that cannot be listened on
+    /// is tried again and again instead of being an error.
+    ///
+    /// # Errors
+    /// What the target says; `Invalid`: the address is in use, or none of this machine.
+    pub fn add_listener(
+        &mut self,
+        nqn: &str,
+        address: &Address,
+        secure: bool,
+        patient: bool,
+    ) -> Result<(), Error> {
+        let mut listener = None;
+        if self.target().find_port(address).is_none() {
+            match Listener::bind(address.socket()) {
+                Ok(bound) => listener = Some(bound),
+                Err(e) if patient => {
+                    log::error(format!("{address} cannot be listened on, trying again: {e}"));
+                }
+                Err(e) => {
+                    let why = format!("{address} cannot be listened on: {e}");
+                    return Err(Error::new(ErrorKind::Invalid, why));
+                }
+            }
+        }
+        let port = self.edit(|target| target.add_listener(nqn, address, secure))?;
+        if !self.ports.contains_key(&port) {
+            let retry_ns = listener.is_none().then(|| now_ns() + BIND_RETRY_NS);
+            let entry = Port { address: address.clone(), listener: None, retry_ns };
+            self.ports.insert(port, entry);
+            if let Some(listener) = listener {
+                self.listen(port, listener);
+            }
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, port: PortId, listener: Listener) {
+        let watched = self.poller.add_level(&listener, PORT_BIT | u64::from(port.0));
+        let Some(entry) = self.ports.get_mut(&port) else { return };
+        match watched {
+            Ok(()) => {
+                entry.listener = Some(listener);
+                entry.retry_ns = None;
+            }
+            Err(e) => {
+                log::error(format!("{} cannot be watched: {e}", entry.address));
+                entry.retry_ns = Some(now_ns() + BIND_RETRY_NS);
+            }
+        }
+    }
+
+    /// True if connections to that address are taken now.
+    pub fn is_listening(&self, address: &Address) -> bool {
+        self.ports.values().any(|port| port.address == *address && port.listener.is_some())
+    }
+
+    fn drop_unused_ports(&mut self) {
+        let target = self.service.target();
+        self.ports.retain(|port, _| target.port(*port).is_some());
+    }
+
+    /// Tries again what failed with listeners.
+    pub(super) fn retry_ports(&mut self, now: u64) {
+        let due: Vec<PortId> = self
+            .ports
+            .iter()
+            .filter(|(_, port)| port.retry_ns.is_some_and(|at| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            let Some(port) = self.ports.get_mut(&id) else { continue };
+            let listener = match port.listener.take() {
+                Some(listener) => Ok(listener),
+                None => Listener::bind(port.address.socket()).inspect(|_| {
+                    log::info(format!("{} is listened on now", port.address));
+                }),
+            };
+            match listener {
+                Ok(listener) => self.listen(id, listener),
+                Err(_) => port.retry_ns = Some(now + BIND_RETRY_NS),
+            }
+        }
+    }
+
+    /// True if a listener waits to be tried again.
+    pub(super) fn has_retries(&self) -> bool {
+        self.ports.values().any(|port| port.retry_ns.is_some())
+    }
+
+    /// Takes connections that wait at a listener.
+    pub(super) fn accept(&mut self, port: PortId, now: u64) {
+        for _ in 0..ACCEPTS_MAX {
+            let Some(entry) = self.ports.get_mut(&port) else { return };
+            let Some(listener) = &entry.listener else { return };
+            match listener.accept() {
+                Ok(Some(socket)) => self.admit(port, socket, now),
+                Ok(None) => return,
+                Err(e) => {
+                    log::warn(format!("no connection can be accepted on {}: {e}", entry.address));
+                    // It would be reported again and again, at full speed.
+                    let _ = self.poller.remove(listener);
+                    entry.retry_ns = Some(now + ACCEPT_RETRY_NS);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, port: PortId, socket: std::net::TcpStream, now: u64) {
+        self.counts.accepted += 1;
+        // One that is gone already needs no answer.
+        let Ok(conn) = Conn::new(socket, port, now + self.caps.handshake_ns) else { return };
+        let from = self.addresses.get(&conn.peer().ip()).copied().unwrap_or(0);
+        if self.conns.len() + self.away.len() >= self.caps.connections
+            || from >= self.caps.connections_of_address
+        {
+            self.counts.refused += 1;
+            return;
+        }
+        if self.fresh.len() >= self.caps.half_open {
+            // The oldest has had the most time to say something.
+            if let Some(oldest) = self.fresh.first().copied() {
+                self.counts.refused += 1;
+                self.end(oldest);
+            }
+        }
+        let id = ConnectionId(self.next_id);
+        self.next_id += 1;
+        if let Err(e) = self.poller.add(&conn, id.0) {
+            log::error(format!("a connection cannot be watched: {e}"));
+            return;
+        }
+        self.count_address(conn.peer().ip(), true);
+        self.conns.insert(id, conn);
+        self.fresh.insert(id);
+    }
+
+    pub(super) fn count_address(&mut self, ip: IpAddr, came: bool) {
+        let count = self.addresses.entry(ip).or_default();
+        *count = if came { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            self.addresses.remove(&ip);
+        }
+    }
+
+    /// Ends connections whose time has run out, and controllers that were not heard of.
+    pub(super) fn tick(&mut self, now: u64) {
+        let late = |conn: &Conn| conn.deadline_ns.is_some_and(|deadline| deadline <= now);
+        let ids: Vec<ConnectionId> =
+            self.conns.iter().filter(|(_, conn)| late(conn)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.end(id);
+        }
+        for (key, association) in &self.associations {
+            self.service.heard(*key, association.shared.heard_ns());
+        }
+        self.service.tick(now);
+        self.act();
+        self.active.append(&mut self.starved);
+        self.retry_ports(now);
+    }
+
+    /// True if time has to be looked at.
+    pub(super) fn wants_ticks(&self) -> bool {
+        !self.conns.is_empty() || !self.associations.is_empty() || self.has_retries()
+    }
+
+    /// Ends everything: no listeners, no connections. Queues on reactors end one after the other.
+    pub fn shut_down(&mut self) {
+        self.stopping = true;
+        self.ports.clear();
+        let keys: Vec<ControllerKey> = self.associations.keys().copied().collect();
+        for key in keys {
+            self.service.disconnect(key, "laminad is stopping");
+        }
+        self.act();
+        let fresh: Vec<ConnectionId> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| !matches!(conn.stage, Stage::Ending))
+            .map(|(id, _)| *id)
+            .collect();
+        fresh.into_iter().for_each(|id| self.end(id));
+    }
+
+    /// True if no connection is left.
+    pub fn is_quiet(&self) -> bool {
+        self.conns.is_empty() && self.away.is_empty()
+    }
+}

@@ -1,0 +1,208 @@
+//! From the controllers' answers and actions to connections, reactors and the state folder.
+//!
+//! ```text
+//!  answer ─┬─ reply ─────────────────────────────► connection, or reactor
+//!          └─ reply after actions ─► tokens ─ all acknowledged ─► the same
+//!  action ─── publish, close, respond, save
+//! ```
+
+use std::collections::BTreeSet;
+
+use lamina_nvmf::SlotId;
+use lamina_nvmf::controller::{Action, Answer, ControllerKey, Reply};
+use lamina_nvmf::wire::Status;
+
+use super::core::Core;
+use super::door::Stage;
+use super::message::{ConnectionId, GroupMsg, Save, ServiceMsg};
+use crate::log;
+use crate::reactor::clock::now_ns;
+use crate::reactor::handle::Message;
+
+/// Who waits for a reply.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ReplyTo {
+    /// A connection on this thread.
+    Here(ConnectionId, SlotId),
+    /// A queue on a reactor.
+    Away(ConnectionId, SlotId),
+}
+
+/// A reply that waits until reactors and the state folder have followed.
+pub(super) struct Deferred {
+    tokens: BTreeSet<u64>,
+    to: ReplyTo,
+    reply: Reply,
+}
+
+impl Core {
+    /// Does what a message says.
+    pub(super) fn message(&mut self, message: ServiceMsg) {
+        match message {
+            ServiceMsg::Run(run) => run(self),
+            ServiceMsg::Gone(id) => self.gone(id),
+            ServiceMsg::Command { id, slot, command, data, data_len } => {
+                let Some(away) = self.away.get(&id) else { return };
+                let (key, qid, now) = (away.controller, away.qid, now_ns());
+                let answer = self.service.queue_command(key, qid, &command, data_len, &data, now);
+                self.answer(ReplyTo::Away(id, slot), answer);
+            }
+            ServiceMsg::Acknowledged(token) => self.acknowledged(token),
+            ServiceMsg::Stop => self.stopping = true,
+        }
+    }
+
+    /// Passes a controller's answer on, and does what it entails.
+    pub(super) fn answer(&mut self, to: ReplyTo, answer: Answer) {
+        match answer {
+            Answer::Reply(reply) => {
+                self.deliver(to, reply);
+                self.act();
+            }
+            Answer::ReplyAfterActions(reply) => {
+                let tokens = self.act_with_tokens();
+                match tokens.is_empty() {
+                    true => self.deliver(to, reply),
+                    false => self.deferred.push(Deferred { tokens, to, reply }),
+                }
+            }
+            Answer::Hold => self.act(),
+        }
+    }
+
+    fn acknowledged(&mut self, token: u64) {
+        let mut at = 0;
+        while at < self.deferred.len() {
+            self.deferred[at].tokens.remove(&token);
+            if self.deferred[at].tokens.is_empty() {
+                let Deferred { to, reply, .. } = self.deferred.remove(at);
+                self.deliver(to, reply);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn deliver(&mut self, to: ReplyTo, reply: Reply) {
+        match to {
+            ReplyTo::Here(id, slot) => {
+                self.respond(id, slot, reply);
+                // Its turn sends; one that answers at another time has to be looked at.
+                self.active.insert(id);
+            }
+            ReplyTo::Away(id, slot) => {
+                if let Some(away) = self.away.get(&id) {
+                    self.post(away.reactor, GroupMsg::Reply { id, slot, reply });
+                }
+            }
+        }
+    }
+
+    fn respond(&mut self, id: ConnectionId, slot: SlotId, reply: Reply) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(link) = conn.link() else { return };
+        let connection = &mut link.connection;
+        let len = reply.data.len().min(connection.data_len(slot) as usize);
+        let mut completion = reply.completion;
+        if len > 0 {
+            match connection.take_buffer(len as u32, &mut self.pool) {
+                Some(mut buffer) => {
+                    buffer.as_mut_slice()[..len].copy_from_slice(&reply.data[..len]);
+                    connection.attach(slot, buffer);
+                }
+                // Its earlier answers are all still to be sent; it may ask again.
+                None => completion = Status::INTERNAL_ERROR.into(),
+            }
+        }
+        let sent = if completion.status.is_ok() { len } else { 0 };
+        conn.respond(slot, completion, sent as u32);
+    }
+
+    /// Does what the controllers want done.
+    pub(super) fn act(&mut self) {
+        self.act_with_tokens();
+    }
+
+    /// The same; gives the tokens that will be acknowledged.
+    fn act_with_tokens(&mut self) -> BTreeSet<u64> {
+        let mut tokens = BTreeSet::new();
+        while let Some(action) = self.service.next_action() {
+            match action {
+                Action::Respond { controller, slot, reply } => {
+                    if let Some(association) = self.associations.get(&controller) {
+                        self.deliver(ReplyTo::Here(association.admin, slot), reply);
+                    }
+                }
+                Action::Publish { controller, drain } => {
+                    self.publish(controller, drain, &mut tokens);
+                }
+                Action::Save { subsystem, nsid, image } => {
+                    let token = self.next_token();
+                    if let Some(one) = self.service.target().get(subsystem) {
+                        let nqn = one.nqn().to_string();
+                        (self.save)(Save { nqn, nsid, image, token });
+                        tokens.insert(token);
+                    }
+                }
+                Action::CloseQueue { controller, qid } => {
+                    let association = self.associations.get_mut(&controller);
+                    if let Some(id) = association.and_then(|a| a.queues.remove(&qid)) {
+                        self.close(id);
+                    }
+                }
+                Action::CloseController { controller, reason } => {
+                    self.close_controller(controller, reason);
+                }
+            }
+        }
+        tokens
+    }
+
+    fn next_token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
+    }
+
+    fn publish(&mut self, key: ControllerKey, drain: bool, tokens: &mut BTreeSet<u64>) {
+        let Some(association) = self.associations.get(&key) else { return };
+        let ids: Vec<ConnectionId> = association.queues.values().copied().collect();
+        let table = self.service.table(key);
+        for id in ids {
+            // One on its way to a reactor gets its table there.
+            let Some(away) = self.away.get(&id) else { continue };
+            let (reactor, table) = (away.reactor, table.clone());
+            let token = self.next_token();
+            tokens.insert(token);
+            self.post(reactor, GroupMsg::Table { id, table, drain, token: Some(token) });
+        }
+    }
+
+    fn close_controller(&mut self, key: ControllerKey, reason: &'static str) {
+        let Some(association) = self.associations.remove(&key) else { return };
+        for id in association.queues.into_values() {
+            self.close(id);
+        }
+        log::info(format!("NVMe controller of {} ended: {reason}", association.peer));
+        if let Some(conn) = self.conns.get_mut(&association.admin) {
+            conn.stage = Stage::Ending;
+            // What is to be sent to a host that takes nothing is not waited for.
+            conn.deadline_ns = Some(now_ns() + self.caps.farewell_ns);
+            self.active.insert(association.admin);
+        }
+    }
+
+    /// Ends the connection of an I/O queue, wherever it is.
+    fn close(&mut self, id: ConnectionId) {
+        match self.away.get(&id) {
+            Some(away) => self.post(away.reactor, GroupMsg::Close(id)),
+            None => self.end(id),
+        }
+    }
+
+    pub(super) fn post(&self, reactor: usize, message: GroupMsg) {
+        if let Err(error) = self.reactors[reactor].post(Message::Nvmf(message)) {
+            log::error(format!("a message of the NVMe service is lost: {error}"));
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Connections on the service thread: from the first byte to a queue, and admin queues after that.
+//!
+//! ```text
+//!  Silent ─ first byte ─► Plain or Tls ─► Fresh ─ Connect ─┬─ Admin
+//!                                                          ├─ Proving ─ authenticated ─┐
+//!                                                          ├─ Moving ◄─────────────────┘
+//!                                                          │    └ answer sent ─► a reactor
+//!                                                          └─ Ending (refused) ─ answer sent ─► gone
+//! ```
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use lamina_nvmf::SlotId;
+use lamina_nvmf::controller::{Connected, ControllerKey, Origin};
+use lamina_nvmf::subsystem::PortId;
+use lamina_nvmf::transport::Connection;
+use lamina_nvmf::wire::opcode::fabrics;
+use lamina_nvmf::wire::{Completion, Status};
+
+use super::core::{Association, Away, Core};
+use super::deliver::ReplyTo;
+use super::link::Link;
+use super::message::{Adopted, ConnectionId, GroupMsg, QueueShared};
+use super::stream::Stream;
+use super::transport_limits;
+use crate::log;
+use crate::reactor::handle::Message;
+
+/// Commands of one connection carried out in one turn.
+const COMMANDS_MAX: usize = 64;
+
+/// What a connection is.
+pub(super) enum Stage {
+    /// Nothing has come yet.
+    Silent,
+    /// The protocol speaks, no queue yet.
+    Fresh,
+    /// An admin queue.
+    Admin(ControllerKey),
+    /// An I/O queue that has to authenticate first.
+    Proving(Box<Connected>),
+    /// An I/O queue whose Connect, or last authentication command, is being answered.
+    Moving(Box<Connected>),
+    /// Closed when the last answer is sent.
+    Ending,
+}
+
+/// A connection.
+pub(super) struct Conn {
+    channel: Channel,
+    peer: SocketAddr,
+    local: SocketAddr,
+    pub(super) port: PortId,
+    pub(super) stage: Stage,
+    /// When it is closed whatever it does.
+    pub(super) deadline_ns: Option<u64>,
+    /// Commands taken and not answered.
+    running: Vec<SlotId>,
+}
+
+/// Protocol state is made at the first byte: those who say nothing cost a socket and no more.
+enum Channel {
+    Silent(Option<Stream>),
+    Link(Box<Link>),
+}
+
+impl Conn {
+    /// One just accepted.
+    pub(super) fn new(socket: TcpStream, port: PortId, deadline_ns: u64) -> std::io::Result<Conn> {
+        let stream = Stream::new(socket)?;
+        let (peer, local) = (stream.peer(), stream.local());
+        Ok(Conn {
+            channel: Channel::Silent(Some(stream)),
+            peer,
+            local,
+            port,
+            stage: Stage::Silent,
+            deadline_ns: Some(deadline_ns),
+            running: Vec::new(),
+        })
+    }
+
+    /// The host's end.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The socket and the protocol's state, once something has come.
+    pub(super) fn link(&mut self) -> Option<&mut Link> {
+        match &mut self.channel {
+            Channel::Silent(_) => None,
+            Channel::Link(link) => Some(link),
+        }
+    }
+
+    /// Ends a command.
+    pub(super) fn respond(&mut self, slot: SlotId, completion: Completion, data_len: u32) {
+        self.running.retain(|running| *running != slot);
+        if let Some(link) = self.link() {
+            link.connection.respond(slot, completion, data_len);
+        }
+    }
+
+    /// Notes an edge. The first byte begins the protocol.
+    pub(super) fn edge(&mut self, readable: bool, writable: bool) {
+        if let Channel::Silent(stream) = &mut self.channel
+            && readable
+        {
+            let stream = stream.take().expect("it is there until now");
+            let connection = Connection::new(transport_limits());
+            self.channel = Channel::Link(Box::new(Link::new(stream, connection)));
+            self.stage = Stage::Fresh;
+        }
+        if let Channel::Link(link) = &mut self.channel {
+            link.readable |= readable;
+            link.writable |= writable;
+        }
+    }
+}
+
+impl AsFd for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.channel {
+            Channel::Silent(stream) => stream.as_ref().expect("taken only for a link").as_fd(),
+            Channel::Link(link) => link.stream.as_fd(),
+        }
+    }
+}
+
+impl Core {
+    /// A connection's turn: takes what has come, carries it out, sends the answers.
+    pub(super) fn turn(&mut self, id: ConnectionId, now: u64) {
+        let Some(link) = self.conns.get_mut(&id).and_then(Conn::link) else { return };
+        if !link.connection.join(&mut self.pool) {
+            self.counts.refused += 1;
+            return self.end(id);
+        }
+        link.receive(&mut self.pool);
+        let mut more = true;
+        for _ in 0..COMMANDS_MAX {
+            let Some(conn) = self.conns.get_mut(&id) else { return };
+            let ending = matches!(conn.stage, Stage::Ending);
+            let Some(link) = conn.link() else { return };
+            let slot = if ending { None } else { link.connection.next_command() };
+            let Some(slot) = slot else {
+                more = false;
+                break;
+            };
+            self.command(id, slot, now);
+        }
+        self.settle(id, more);
+    }
+
+    /// Carries a command out.
+    fn command(&mut self, id: ConnectionId, slot: SlotId, now: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let queue = match &conn.stage {
+            Stage::Admin(key) => Some((*key, 0)),
+            Stage::Proving(connected) => Some((connected.controller, connected.qid)),
+            _ => None,
+        };
+        let fresh = matches!(conn.stage, Stage::Fresh);
+        conn.running.push(slot);
+        let Some(link) = conn.link() else { return };
+        let connection = &link.connection;
+        let command = *connection.command(slot);
+        let len = connection.data_len(slot);
+        let authentication =
+            [fabrics::AUTHENTICATION_SEND, fabrics::AUTHENTICATION_RECEIVE].map(Some);
+        if let Some((key, qid)) = queue {
+            let data = link.connection.data(slot).map_or(&[][..], |data| data.as_slice());
+            let data = &data[..data.len().min(len as usize)];
+            let answer = match qid {
+                0 if authentication.contains(&command.fctype()) => {
+                    self.service.authenticate(key, 0, &command, len, data, now)
+                }
+                0 => self.service.admin(key, slot, &command, len, now),
+                _ => self.service.queue_command(key, qid, &command, len, data, now),
+            };
+            self.answer(ReplyTo::Here(id, slot), answer);
+            self.proved(id, key, qid);
+        } else if fresh && command.fctype() == Some(fabrics::CONNECT) {
+            self.connect(id, slot, now);
+        } else {
+            // A queue takes Connect first, and nothing before that is answered.
+            let status = Status::COMMAND_SEQUENCE_ERROR.dnr();
+            let completion = Completion { cid: command.cid, status, ..Completion::default() };
+            conn.respond(slot, completion, 0);
+            conn.stage = Stage::Ending;
+        }
+    }
+
+    /// Lets an I/O queue that has authenticated go on to its reactor.
+    fn proved(&mut self, id: ConnectionId, key: ControllerKey, qid: u16) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if qid != 0 && self.service.is_trusted(key, qid) {
+            conn.stage = match std::mem::replace(&mut conn.stage, Stage::Ending) {
+                Stage::Proving(connected) => Stage::Moving(connected),
+                stage => stage,
+            };
+        }
+    }
+
+    fn connect(&mut self, id: ConnectionId, slot: SlotId, now: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let (port, local) = (conn.port, conn.local.ip());
+        let Some(link) = conn.link() else { return };
+        let len = link.connection.data_len(slot) as usize;
+        let data = link.connection.data(slot).map_or(&[][..], |data| &data.as_slice()[..len]);
+        let origin = Origin { port, local, tls: None };
+        let command = link.connection.command(slot);
+        match self.service.connect(&origin, command, data, now) {
+            Ok(connected) => {
+                link.connection.set_sq(connected.entries, connected.flow_control);
+                conn.respond(slot, connected.completion, 0);
+                self.enrol(id, connected);
+            }
+            Err(completion) => {
+                conn.respond(slot, completion, 0);
+                conn.stage = Stage::Ending;
+            }
+        }
+    }
+
+    /// The connection is a queue now.
+    fn enrol(&mut self, id: ConnectionId, connected: Connected) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let key = connected.controller;
+        self.fresh.remove(&id);
+        if connected.qid == 0 {
+            let shared = Arc::new(QueueShared::default());
+            let (peer, local) = (conn.peer, conn.local);
+            let queues = Default::default();
+            let association = Association { admin: id, queues, shared, peer, local };
+            self.associations.insert(key, association);
+            self.counts.admin_total += 1;
+            conn.stage = Stage::Admin(key);
+            conn.deadline_ns = None;
+        } else {
+            if let Some(association) = self.associations.get_mut(&key) {
+                association.queues.insert(connected.qid, id);
+            }
+            conn.stage = match connected.authenticate {
+                true => Stage::Proving(Box::new(connected)),
+                false => Stage::Moving(Box::new(connected)),
+            };
+        }
+    }
+
+    /// Sends, and sees what becomes of the connection.
+    pub(super) fn settle(&mut self, id: ConnectionId, more: bool) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let ending = matches!(conn.stage, Stage::Ending);
+        let moving = matches!(conn.stage, Stage::Moving(_));
+        let Some(link) = conn.link() else { return };
+        link.send(&mut self.pool, &mut self.pieces);
+        let flushed = link.is_flushed();
+        let failed = link.connection.fatal().is_some();
+        if link.broken || (ending || failed) && (flushed || !link.writable) {
+            return self.end(id);
+        }
+        if moving && flushed && link.connection.is_quiet() {
+            return self.hand_over(id);
+        }
+        let starved = link.connection.wants_buffer();
+        let busy = link.readable && !starved || link.writable && link.connection.wants_send();
+        if busy || more {
+            self.active.insert(id);
+        }
+        if starved {
+            self.starved.insert(id);
+        }
+    }
+
+    /// Gives an I/O queue to a reactor.
+    fn hand_over(&mut self, id: ConnectionId) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        self.active.remove(&id);
+        let Conn { channel: Channel::Link(mut link), stage: Stage::Moving(connected), .. } = conn
+        else {
+            unreachable!("the caller looked");
+        };
+        let (key, qid) = (connected.controller, connected.qid);
+        let Some(association) = self.associations.get(&key) else {
+            link.connection.close(&mut self.pool);
+            return self.count_address(link.stream.peer().ip(), false);
+        };
+        link.connection.leave(&mut self.pool);
+        let shared = association.shared.clone();
+        if let Err(e) = self.poller.remove(&link.stream) {
+            log::error(format!("a connection is watched no longer, but says: {e}"));
+        }
+        let table = self.service.table(key);
+        let reactor = self.place(key, qid);
+        let (peer, local) = (link.stream.peer(), link.stream.local());
+        link.readable = true;
+        link.writable = true;
+        let entries = connected.entries;
+        let data_bytes_max = self.caps.data_bytes_max;
+        let adopted = Adopted { id, link: *link, entries, data_bytes_max, table, shared };
+        let message = Message::Nvmf(GroupMsg::Adopt(Box::new(adopted)));
+        self.away.insert(id, Away { controller: key, qid, reactor, peer, local });
+        if let Err(error) = self.reactors[reactor].post(message) {
+            log::error(format!("an I/O queue is lost: {error}"));
+            self.gone(id);
+        }
+    }
+
+    /// The reactor for a queue: one of those that drive its namespaces, in turn.
+    fn place(&self, key: ControllerKey, qid: u16) -> usize {
+        let subsystem = self.service.controller(key).map(|c| c.subsystem);
+        let subsystem = subsystem.and_then(|id| self.target().get(id));
+        let mut homes: Vec<usize> = subsystem
+            .into_iter()
+            .flat_map(|subsystem| subsystem.namespaces())
+            .filter_map(|namespace| self.homes.get(&namespace.device).copied())
+            .collect();
+        homes.sort_unstable();
+        homes.dedup();
+        let turn = usize::from(qid - 1);
+        match homes.is_empty() {
+            true => turn % self.reactors.len(),
+            false => homes[turn % homes.len()],
+        }
+    }
+
+    /// Closes a connection on this thread.
+    pub(super) fn end(&mut self, id: ConnectionId) {
+        let Some(mut conn) = self.conns.remove(&id) else { return };
+        self.fresh.remove(&id);
+        self.active.remove(&id);
+        self.starved.remove(&id);
+        self.count_address(conn.peer.ip(), false);
+        for slot in conn.running.clone() {
+            conn.respond(slot, Status::ABORTED_SQ_DELETION.into(), 0);
+        }
+        if let Some(link) = conn.link() {
+            link.connection.close(&mut self.pool);
+        }
+        // Buffers have come back.
+        let starved = std::mem::take(&mut self.starved);
+        self.active.extend(starved);
+        match conn.stage {
+            Stage::Admin(key) => {
+                self.service.admin_closed(key);
+                self.act();
+            }
+            Stage::Proving(connected) | Stage::Moving(connected) => {
+                self.queue_gone(id, connected.controller, connected.qid);
+            }
+            Stage::Silent | Stage::Fresh | Stage::Ending => {}
+        }
+    }
+
+    /// The connection of an I/O queue on a reactor has ended.
+    pub(super) fn gone(&mut self, id: ConnectionId) {
+        if let Some(away) = self.away.remove(&id) {
+            self.count_address(away.peer.ip(), false);
+            self.queue_gone(id, away.controller, away.qid);
+        }
+    }
+
+    fn queue_gone(&mut self, id: ConnectionId, key: ControllerKey, qid: u16) {
+        // Another connection may be that queue by now.
+        if let Some(association) = self.associations.get_mut(&key)
+            && association.queues.get(&qid) == Some(&id)
+        {
+            association.queues.remove(&qid);
+            self.service.queue_closed(key, qid);
+            self.act();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A listening socket: bound, accepted from, never blocking.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+/// Connections that may wait to be accepted; the kernel keeps to its own limit (somaxconn).
+const BACKLOG: i32 = 1024;
+
+/// A socket that hosts connect to.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// Listens on `address`. An address of IPv6 takes no connections of IPv4.
+    ///
+    /// # Errors
+    /// The address is in use, or is none of this machine.
+    pub fn bind(address: SocketAddr) -> io::Result<Listener> {
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket: OwnedFd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        // Connections of a daemon that has just ended still linger on the address.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(Listener { socket: TcpListener::from(socket) })
+    }
+
+    /// The next connection; `None` if none waits.
+    ///
+    /// # Errors
+    /// No descriptors are left, or the like: it may be tried again later.
+    pub fn accept(&self) -> io::Result<Option<TcpStream>> {
+        match self.socket.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock => Ok(None),
+                // One that has gone while it waited says nothing of the next.
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => self.accept(),
+                _ => Err(e),
+            },
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_listened_on_once_and_again_after_it_was_closed() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(listener.accept().unwrap().is_none());
+        let address = listener.socket.local_addr().unwrap();
+        let error = Listener::bind(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let client = TcpStream::connect(address).unwrap();
+        let served = loop {
+            if let Some(served) = listener.accept().unwrap() {
+                break served;
+            }
+        };
+        assert_eq!(served.peer_addr().unwrap(), client.local_addr().unwrap());
+        drop(listener);
+        drop(served);
+        let again = Listener::bind(address).unwrap();
+        assert!(again.accept().unwrap().is_none());
+    }
+}
