@@ -6,15 +6,15 @@ use crate::canary::{Canary, planted};
 use crate::control::{Command, Reply, Target};
 use crate::disk::write::Admit;
 use crate::disk::{Disk, Root, Snap};
-use crate::engine::{Attached, Attachment, Engine, EngineState};
+use crate::engine::{Engine, EngineState};
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::REAP_NONE;
 use crate::format::journal::Record;
-use crate::limits::{ATTACHMENTS_MAX, BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
+use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
 use crate::slots::{Kind, Stage};
 use crate::space::Grant;
 use crate::status::Status;
-use crate::types::{BLOCK_SIZE, DiskId, Handle, Name, SnapId, SnapRef, Uuid};
+use crate::types::{BLOCK_SIZE, DiskId, Name, SnapId, SnapRef, Uuid};
 
 /// A resize under way.
 pub(crate) struct Resize {
@@ -48,7 +48,7 @@ pub(crate) struct PendingSnapshot {
     pub admitted: bool,
 }
 
-type Outcome = Result<Reply, Error>;
+pub(crate) type Outcome = Result<Reply, Error>;
 
 /// What became of a command at a freeze.
 enum Executed {
@@ -60,7 +60,7 @@ enum Executed {
     Later,
 }
 
-fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
+pub(crate) fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error::new(kind, message)
 }
 
@@ -89,7 +89,7 @@ impl Engine {
         }
     }
 
-    fn refuse(&mut self, cookie: u64) {
+    pub(crate) fn refuse(&mut self, cookie: u64) {
         let why = self.failed.clone().unwrap_or_default();
         self.replies.push_back((cookie, Err(error(ErrorKind::Io, why))));
     }
@@ -144,14 +144,15 @@ impl Engine {
     }
 
     /// The snapshot's tree, once it is written and in-place writes older than it are done.
-    fn settled_root(&self, at: SnapRef) -> Result<Option<Root>, Error> {
+    pub(crate) fn settled_root(&self, at: SnapRef) -> Result<Option<Root>, Error> {
         let disk = self.live(at.disk)?;
         let missing = || {
             let text = format!("disk {} has no snapshot number {}", disk.name, at.snap.0);
             error(ErrorKind::NotFound, text)
         };
         let snap = disk.snap(at.snap.0).filter(|s| !s.dying).ok_or_else(missing)?;
-        Ok(snap.root.filter(|_| snap.written && snap.drain == 0))
+        let drained = snap.drain == 0 || planted(Canary::DrainForgotten);
+        Ok(snap.root.filter(|_| snap.written && drained))
     }
 
     /// True while writes older than the snapshot may still change its blocks.
@@ -160,88 +161,21 @@ impl Engine {
         disk.is_ok_and(|d| d.snap(at.snap.0).is_some_and(|s| s.drain > 0))
     }
 
-    fn live(&self, id: DiskId) -> Result<&Disk, Error> {
+    pub(crate) fn live(&self, id: DiskId) -> Result<&Disk, Error> {
         let found = self.disks.get(id.0 as usize).and_then(|d| d.as_deref());
         found
             .filter(|d| !d.deleting)
             .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no disk number {}", id.0)))
     }
 
-    fn live_mut(&mut self, id: DiskId) -> Result<&mut Disk, Error> {
+    pub(crate) fn live_mut(&mut self, id: DiskId) -> Result<&mut Disk, Error> {
         self.live(id)?;
         Ok(self.disks[id.0 as usize].as_mut().expect("just found"))
     }
 
-    fn attach(&mut self, cookie: u64, target: Target) {
-        if self.attachments.iter().filter(|a| a.target.is_some()).count() >= ATTACHMENTS_MAX {
-            let text = format!("{ATTACHMENTS_MAX} attachments exist: detach some first");
-            self.replies.push_back((cookie, Err(error(ErrorKind::NoSpace, text))));
-            return;
-        }
-        let attached = match target {
-            Target::Disk(id) => self.live_mut(id).map(|disk| {
-                disk.attached += 1;
-                let (tree, root, size) = (id.0, Root::default(), disk.size);
-                Some(Attached { tree, disk: id.0, snap: 0, root, size })
-            }),
-            Target::Snapshot(at) => self.attach_snapshot(at),
-        };
-        match attached {
-            Ok(Some(attached)) => {
-                let handle = self.new_handle(attached);
-                self.replies.push_back((cookie, Ok(Reply::Handle(handle))));
-            }
-            Ok(None) if self.failed.is_some() => self.refuse(cookie),
-            Ok(None) => self.commands.push_back((cookie, Command::Attach(target))),
-            Err(refused) => self.replies.push_back((cookie, Err(refused))),
-        }
-    }
-
-    fn attach_snapshot(&mut self, at: SnapRef) -> Result<Option<Attached>, Error> {
-        let Some(root) = self.settled_root(at)? else { return Ok(None) };
-        let tree = self.next_view;
-        self.next_view = if tree == u32::MAX { crate::engine::VIEW_TREES } else { tree + 1 };
-        let snap = self.live_mut(at.disk)?.snap_mut(at.snap.0).expect("settled");
-        snap.attached += 1;
-        Ok(Some(Attached { tree, disk: at.disk.0, snap: at.snap.0, root, size: snap.size }))
-    }
-
-    fn new_handle(&mut self, attached: Attached) -> Handle {
-        let free = self.attachments.iter().position(|a| a.target.is_none());
-        let index = free.unwrap_or_else(|| {
-            self.attachments.push(Attachment { generation: 0, target: None });
-            self.attachments.len() - 1
-        });
-        assert!(index < 1 << 16, "more attachments than handles");
-        let entry = &mut self.attachments[index];
-        entry.generation = entry.generation.wrapping_add(1);
-        entry.target = Some(attached);
-        Handle(u32::from(entry.generation) << 16 | index as u32)
-    }
-
-    fn detach(&mut self, handle: Handle) -> Outcome {
-        let Some(target) = self.attached(handle) else {
-            return Err(error(ErrorKind::NotFound, "that attachment has ended already"));
-        };
-        let used = |op: &crate::slots::Op| op.stage != Stage::Free && op.tree == target.tree;
-        let disk = self.disks[target.disk as usize].as_ref().expect("attached disks exist");
-        let last = target.snap != 0 || disk.attached == 1;
-        if last && self.slots.ops.iter().any(used) {
-            let text = "requests of that attachment are still in flight";
-            return Err(error(ErrorKind::Busy, text));
-        }
-        self.attachments[(handle.0 & 0xffff) as usize].target = None;
-        let disk = self.disks[target.disk as usize].as_mut().expect("attached disks exist");
-        if target.snap == 0 {
-            disk.attached -= 1;
-        } else {
-            disk.snap_mut(target.snap).expect("attached snapshots exist").attached -= 1;
-        }
-        Ok(Reply::Unit)
-    }
-
     fn start_snapshot(&mut self, cookie: u64, id: DiskId, uuid: Uuid, label: Name, time: u64) {
         let checked = self.live(id).and_then(|disk| {
+            disk.whole(None)?;
             let taken = !label.is_empty()
                 && (disk.snaps.iter().any(|s| !s.dying && s.label == label)
                     || self.pending_snapshots.iter().any(|p| p.disk == id.0 && p.label == label));
@@ -340,13 +274,14 @@ impl Engine {
             uuid,
             label,
             time,
-            size: disk.size,
+            size: disk.record_size, // a shrink counts from its commit on: see `Disk::record_size`
             mapped: disk.mapped,
             root: None,
             written: false,
             drain: disk.in_place,
             dying: false,
             ghost: false,
+            holed: false,
             attached: 0,
             clones: 0,
             place: None,
@@ -374,6 +309,7 @@ impl Engine {
     fn start_resize(&mut self, cookie: u64, id: DiskId, size: u64) {
         let checked = checked_size(size).and_then(|size| {
             let disk = self.live(id)?;
+            disk.whole(None)?;
             if disk.resizing {
                 let text = format!("disk {} is being resized already", disk.name);
                 return Err(error(ErrorKind::Busy, text));
@@ -546,7 +482,10 @@ impl Engine {
             None => None,
             Some(at) => match self.settled_root(at)? {
                 None => return Ok(None),
-                Some(root) => Some((at, root)),
+                Some(root) => {
+                    self.live(at.disk)?.whole(Some(at.snap.0))?;
+                    Some((at, root))
+                }
             },
         };
         let snap = from.and_then(|at| self.live(at.disk).ok()?.snap(at.snap.0).cloned());

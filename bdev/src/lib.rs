@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod attach;
 mod background;
 pub mod base_io;
 #[cfg(feature = "canaries")]
@@ -13,6 +14,7 @@ mod disk;
 mod engine;
 pub mod error;
 mod format;
+mod journal_scan;
 pub mod limits;
 mod map;
 mod page;

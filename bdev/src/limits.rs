@@ -68,6 +68,8 @@ pub const EXTENT_HEAD_BLOCKS: u64 = 2;
 pub const DISKS_MAX: u64 = 65_535;
 /// No counter of consistency points, journal blocks or epochs gets this far.
 pub const COUNTER_MAX: u64 = 1 << 56;
+/// No store gets to a consistency point of this number: at a thousand a second, 8,900 years.
+pub const POINTS_MAX: u64 = 1 << 48;
 /// Attachments at one time.
 pub const ATTACHMENTS_MAX: usize = 65_535;
 /// Smallest region of a shard, bytes.

@@ -6,7 +6,7 @@ mod simple;
 use std::collections::BTreeMap;
 
 use lamina_bdev::*;
-use simple::{FILE, RAM, Rig};
+use simple::{FILE, RAM, Random, Rig};
 
 /// Blocks that are written to: around the ends of leaves and of the first node above them.
 const HOT: [u64; 14] =
@@ -19,18 +19,6 @@ const SIZES: [u64; 4] = [300, 1025, 262_145, 524_288];
 struct Content {
     blocks: u64,
     tags: BTreeMap<u64, u64>,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
-    }
 }
 
 /// The list in pages of random length; and how many nodes a page may read.
@@ -165,7 +153,7 @@ impl Life {
 
 fn life(seed: u64, traits: BaseTraits) {
     let mut rig = Rig::new(24 << 20, traits);
-    let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let random = Random::new(seed);
     let disk = rig.create("d", SIZES[2] * 4096, None);
     let handle = rig.attach(Target::Disk(disk));
     let content = Content { blocks: SIZES[2], ..Content::default() };

@@ -6,7 +6,7 @@ mod simple;
 use std::collections::BTreeMap;
 
 use lamina_bdev::*;
-use simple::{FILE, RAM, Rig};
+use simple::{FILE, RAM, Random, Rig};
 
 /// Blocks of the little disks: three leaves.
 const BLOCKS: usize = 1200;
@@ -19,22 +19,6 @@ type Content = [u8; HOT.len()];
 struct Model {
     disks: BTreeMap<DiskId, (Handle, Content)>,
     snaps: BTreeMap<SnapRef, Content>,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
-    }
-
-    fn pick<K: Copy, V>(&mut self, map: &BTreeMap<K, V>) -> Option<K> {
-        if map.is_empty() { None } else { map.keys().nth(self.below(map.len())).copied() }
-    }
 }
 
 fn verify(rig: &mut Rig, handle: Handle, due: &Content, what: &str) {
@@ -109,8 +93,7 @@ fn step(rig: &mut Rig, model: &mut Model, random: &mut Random, names: &mut u32) 
 fn life(seed: u64, traits: BaseTraits) {
     let mut rig = Rig::new(24 << 20, traits);
     let empty = rig.settle().free_blocks;
-    let (mut model, mut random) =
-        (Model::default(), Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
+    let (mut model, mut random) = (Model::default(), Random::new(seed));
     let mut names = 0;
     for at in 0..400 {
         step(&mut rig, &mut model, &mut random, &mut names);

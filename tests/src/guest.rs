@@ -18,10 +18,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod daemon;
 mod machine;
+mod qmp;
 mod rpc;
 
 pub use daemon::Daemon;
 pub use machine::{Guest, Machine};
+pub use qmp::Qmp;
 pub use rpc::{RpcError, call};
 
 /// One mebibyte, in bytes.

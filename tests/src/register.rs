@@ -7,9 +7,15 @@
 //! ```
 //!
 //! The check walks through begins and ends in time order with all *worlds* that are possible so
-//! far: a value, and which of the operations under way have happened already. At an end, that
-//! operation must have happened: worlds where it cannot have are dropped. None left: not
-//! linearizable. What never ends (its client saw no answer) may happen at any time, or never.
+//! far, and lets a write take effect only when an end asks for it: at its own end, or at that of a
+//! read that found its value. A write may also have gone unseen: overwritten at once by the write
+//! that gave the register its value, if it had begun by then. No worlds left: not linearizable.
+//! What never ends (its client saw no answer) may happen at any time, or never.
+//!
+//! ```text
+//!  world:  value | reads that have happened | writes that have been the value  ─┐ of those
+//!                                           | writes that may have gone unseen ─┘ under way
+//! ```
 //!
 //! Values written are unique but for discards, so reads leave few worlds: the cost is that of
 //! sorting, times the operations under way at once.
@@ -40,14 +46,63 @@ pub struct Operation {
     pub sure: bool,
 }
 
-/// One possibility: the register's value, and which operations under way have happened.
+/// Why a history is not one of a register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// This operation of the history cannot have ended as it did.
+    Unexplained {
+        /// Its place in the history.
+        index: usize,
+        /// A value that the register may have had before.
+        before: u64,
+    },
+    /// More operations at once than the check can follow.
+    TooMany,
+}
+
+/// One possibility. Bits are places in [`Pending`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct World {
     value: u64,
-    happened: u64,
+    /// Reads that have happened.
+    read: u64,
+    /// Writes that have been the value; they cannot be again.
+    used: u64,
+    /// Writes that may have happened right before the one whose value this is, or may be still to
+    /// come. None of them is in `used`.
+    unseen: u64,
 }
 
-/// Operations under way, in the bits of [`World::happened`].
+impl World {
+    /// True if whatever can come of `other` can come of this.
+    fn covers(&self, other: &World) -> bool {
+        self.value == other.value
+            && other.read & !self.read == 0
+            && other.unseen & !self.unseen == 0
+            && (self.used ^ other.used) & !self.unseen == 0
+    }
+
+    fn forget(&mut self, bit: u64) {
+        self.read &= !bit;
+        self.used &= !bit;
+        self.unseen &= !bit;
+    }
+}
+
+/// Worlds none of which covers another.
+#[derive(Default)]
+struct Worlds(Vec<World>);
+
+impl Worlds {
+    fn add(&mut self, world: World) {
+        if !self.0.iter().any(|known| known.covers(&world)) {
+            self.0.retain(|known| !world.covers(known));
+            self.0.push(world);
+        }
+    }
+}
+
+/// Operations under way.
 struct Pending {
     slots: [Option<Action>; PENDING_MAX],
     writes: u64,
@@ -66,10 +121,10 @@ fn each(mut bits: u64) -> impl Iterator<Item = u32> {
 }
 
 impl Pending {
-    fn begin(&mut self, action: Action) -> Result<u32, String> {
+    fn begin(&mut self, action: Action) -> Result<u32, Refusal> {
         let slot = (!(self.writes | self.reads)).trailing_zeros();
         if slot as usize == PENDING_MAX {
-            return Err(format!("more than {PENDING_MAX} operations at once"));
+            return Err(Refusal::TooMany);
         }
         self.slots[slot as usize] = Some(action);
         match action {
@@ -88,36 +143,61 @@ impl Pending {
     /// A read changes nothing, so it may as well happen as soon as it can: this keeps every other
     /// possibility open.
     fn with_reads(&self, mut world: World) -> World {
-        for slot in each(self.reads & !world.happened) {
+        for slot in each(self.reads & !world.read) {
             if self.slots[slot as usize] == Some(Action::Read(world.value)) {
-                world.happened |= 1 << slot;
+                world.read |= 1 << slot;
             }
         }
         world
     }
 
-    /// Every world in which the operation of `slot` has happened, reached from `worlds` by letting
-    /// writes happen, this one last.
-    fn force(&self, worlds: &[World], slot: u32) -> Vec<World> {
-        let mut reached = Vec::new();
-        let mut seen = worlds.to_vec();
-        let mut next = 0;
-        while let Some(world) = seen.get(next).copied() {
-            next += 1;
-            if world.happened & (1 << slot) != 0 {
-                reached.push(world);
-                continue;
-            }
-            for write in each(self.writes & !world.happened) {
-                let Some(Action::Write(value)) = self.slots[write as usize] else { continue };
-                let happened = world.happened | 1 << write;
-                let world = self.with_reads(World { value, happened });
-                if !seen.contains(&world) {
-                    seen.push(world);
+    /// The world after write `slot` has taken effect in it.
+    fn after(&self, world: World, slot: u32) -> World {
+        let Some(Action::Write(value)) = self.slots[slot as usize] else {
+            unreachable!("a write that is under way");
+        };
+        let used = world.used | 1 << slot;
+        self.with_reads(World { value, used, unseen: self.writes & !used, ..world })
+    }
+
+    /// Adds to `reached` every world in which one of the writes `last` has just taken effect,
+    /// others before it: those that a read is waiting for, as for nobody else it matters.
+    fn force(&self, world: World, last: u64, reached: &mut Worlds) {
+        let mut seen = vec![world];
+        while let Some(world) = seen.pop() {
+            for write in each(self.writes & !world.used) {
+                let next = self.after(world, write);
+                if last & 1 << write != 0 {
+                    reached.add(next);
+                }
+                if next.read != world.read {
+                    seen.push(next);
                 }
             }
         }
-        reached
+    }
+
+    /// The worlds that are left once the operation of `slot` has ended.
+    fn ended(&self, worlds: &Worlds, slot: u32, sure: bool) -> Worlds {
+        let (bit, mut left) = (1 << slot, Worlds::default());
+        for &world in &worlds.0 {
+            match self.slots[slot as usize].expect("an operation under way") {
+                Action::Read(_) if world.read & bit != 0 => left.add(world),
+                Action::Read(value) => {
+                    let gives =
+                        |write: &u32| self.slots[*write as usize] == Some(Action::Write(value));
+                    let last = each(self.writes).filter(gives).fold(0, |all, one| all | 1 << one);
+                    self.force(world, last, &mut left);
+                }
+                Action::Write(_) => {
+                    if !sure || (world.used | world.unseen) & bit != 0 {
+                        left.add(world);
+                    }
+                    self.force(world, bit, &mut left);
+                }
+            }
+        }
+        left
     }
 }
 
@@ -125,7 +205,7 @@ impl Pending {
 ///
 /// # Errors
 /// The first operation whose answer no order of events explains.
-pub fn check(initial: u64, history: &[Operation]) -> Result<(), String> {
+pub fn check(initial: u64, history: &[Operation]) -> Result<(), Refusal> {
     // Ends before begins at the same instant would order more than was seen.
     let mut events: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * history.len());
     for (index, operation) in history.iter().enumerate() {
@@ -139,40 +219,27 @@ pub fn check(initial: u64, history: &[Operation]) -> Result<(), String> {
         }
     }
     events.sort_unstable();
-    let mut worlds = vec![World { value: initial, happened: 0 }];
+    let mut worlds = Worlds(vec![World { value: initial, read: 0, used: 0, unseen: 0 }]);
     let mut pending = Pending { slots: [None; PENDING_MAX], writes: 0, reads: 0 };
-    let mut slots = vec![None; history.len()];
+    let mut slots = vec![0; history.len()];
     for (_, is_end, index) in events {
         if !is_end {
-            slots[index] = Some(pending.begin(history[index].action)?);
-            worlds.iter_mut().for_each(|world| *world = pending.with_reads(*world));
+            slots[index] = pending.begin(history[index].action)?;
+            worlds.0.iter_mut().for_each(|world| *world = pending.with_reads(*world));
             continue;
         }
-        let slot = slots[index].expect("it began");
-        if !history[index].sure {
-            worlds.extend(pending.force(&worlds, slot));
-            pending.end(slot);
-            let mut merged: Vec<World> = Vec::new();
-            for mut world in worlds {
-                world.happened &= !(1 << slot);
-                if !merged.contains(&world) {
-                    merged.push(world);
-                }
-            }
-            worlds = merged;
-            continue;
-        }
-        let before = worlds.first().map_or(initial, |world| world.value);
-        worlds = pending.force(&worlds, slot);
-        if worlds.is_empty() {
-            return Err(format!(
-                "{:x?} cannot be explained; the register may have held {before:#x} before",
-                history[index]
-            ));
+        let slot = slots[index];
+        let left = pending.ended(&worlds, slot, history[index].sure);
+        if left.0.is_empty() {
+            let before = worlds.0.first().map_or(initial, |world| world.value);
+            return Err(Refusal::Unexplained { index, before });
         }
         pending.end(slot);
-        // All of them have this bit set, so they stay different without it.
-        worlds.iter_mut().for_each(|world| world.happened &= !(1 << slot));
+        worlds = Worlds::default();
+        for mut world in left.0 {
+            world.forget(1 << slot);
+            worlds.add(world);
+        }
     }
     Ok(())
 }
@@ -285,6 +352,57 @@ mod tests {
             });
         }
         history
+    }
+
+    /// The definition, tried out: is there an order in which each happens while it is under way?
+    /// `done` has the bits of those that have happened.
+    fn can_go_on(history: &[Operation], done: u64, value: u64) -> bool {
+        let left = |index: &usize| done & 1 << index == 0;
+        let due = (0..history.len()).filter(left).filter(|&i| history[i].sure);
+        let Some(deadline) = due.filter_map(|i| history[i].end).min() else { return true };
+        (0..history.len()).filter(left).any(|index| {
+            let Operation { begin, end, action, .. } = history[index];
+            let now = begin.max(last_begin(history, done));
+            // Not before its begin, nor after an end that comes first.
+            let in_time = now <= deadline && end.is_none_or(|end| now <= end);
+            let good = in_time
+                && match action {
+                    Action::Write(_) => true,
+                    Action::Read(found) => found == value,
+                };
+            let value = if let Action::Write(new) = action { new } else { value };
+            good && can_go_on(history, done | 1 << index, value)
+        })
+    }
+
+    fn last_begin(history: &[Operation], done: u64) -> u64 {
+        let begins = each(done).map(|index| history[index as usize].begin);
+        begins.max().unwrap_or(0)
+    }
+
+    #[test]
+    fn the_definition_agrees_on_small_histories() {
+        let (mut rng, mut good) = (Rng::new(5), 0);
+        for case in 0..20_000 {
+            let count = 3 + rng.index(5);
+            let history: Vec<_> = (0..count as u64)
+                .map(|index| {
+                    let begin = rng.below(12);
+                    let end = begin + rng.below(8);
+                    let value = if rng.below(4) == 0 { 0 } else { index + 1 };
+                    match rng.below(8) {
+                        0..3 => w(begin, end, value),
+                        3 => lapsed(begin, end, value),
+                        4 => maybe(begin, value),
+                        _ => r(begin, end, rng.below(count as u64 + 1)),
+                    }
+                })
+                .collect();
+            let lawful = can_go_on(&history, 0, 0);
+            assert_eq!(check(0, &history).is_ok(), lawful, "case {case}: {history:?}");
+            good += u32::from(lawful);
+        }
+        assert!((2_000..18_000).contains(&good), "{good} lawful histories");
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //! gets errors, never lies; the daemon lives and answers; and when the base is well again, or the
 //! store reopened, everything that was flushed is there.
 
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lamina_tests::client::Device;
+use lamina_tests::client::{Device, Options};
 use lamina_tests::disk::{Faults, Rig, Running, Way, Which, ready};
-use lamina_tests::load::{Client, Mix, Rng};
+use lamina_tests::load::{Client, Mix, Model, Rng, check_disk, lock};
 use lamina_tests::number;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Longest wait for answers; far above what a noisy machine needs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,10 +55,17 @@ fn assert_lives(rig: &Rig, when: &str) {
 }
 
 /// The store is closed and opened again, everything is read, and goes on.
-fn reopen_and_check(mut rig: Rig, device: Device, client: Client, what: &str) {
+fn reopen_and_check(
+    mut rig: Rig,
+    device: Device,
+    client: Client,
+    what: &str,
+    also: impl FnOnce(&Rig),
+) {
     rig.tag = client.tag();
     drop((client, device));
     rig.reopen();
+    also(&rig);
     go_on(rig, what);
 }
 
@@ -121,7 +130,67 @@ fn a_failed_flush_stays_failed_until_the_store_is_reopened() {
         assert_eq!(client.counts.flushes, before.flushes, "seed {seed}: no flush succeeded");
         assert_lives(&rig, "after a failed flush");
         println!("fsync {nth} failed: {:?}", client.counts);
-        reopen_and_check(rig, device, client, &format!("fsync {nth} failed"));
+        reopen_and_check(rig, device, client, &format!("fsync {nth} failed"), |_| ());
+    }
+}
+
+/// The shard a disk is in.
+fn shard_of(rig: &Rig, disk: &str) -> Value {
+    let all = rig.daemon.ask("lamina_disk_info", json!({}));
+    let found = all.as_array().and_then(|all| all.iter().find(|found| found["name"] == disk));
+    found.unwrap_or_else(|| panic!("{disk} is not in {all}"))["shard"].clone()
+}
+
+#[test]
+fn a_flush_that_failed_in_one_shard_fails_in_all_shards_of_the_device() {
+    if !ready("a_flush_that_failed_in_one_shard_fails_in_all_shards_of_the_device") {
+        return;
+    }
+    for seed in 0..number("LAMINA_FAULTS", 4) {
+        let rig = Rig::sharded(Way::File, Faults::default(), 2);
+        let device = rig.connect(false);
+        let mut first = rig.client(&device, seed);
+        let run = |client: &mut Client, ms| {
+            let end = Instant::now() + Duration::from_millis(ms);
+            client.run(|| Instant::now() > end);
+            client.drain(PATIENCE);
+        };
+        run(&mut first, 200);
+        // The other shard has more room now.
+        rig.daemon.create_disk("other", 12);
+        assert_ne!(shard_of(&rig, "vm"), shard_of(&rig, "other"), "both are in one shard");
+        let socket = rig.daemon.export("other", false);
+        let connect = || Device::connect(&socket, Options::default());
+        let second_device = connect().unwrap_or_else(|why| panic!("{why}"));
+        let model = Arc::new(Mutex::new(Model::new(12 << 8)));
+        let mut second = Client::new(second_device.queue(0), model.clone(), seed + 50, 1 << 40);
+        run(&mut second, 200);
+        assert!(first.flush(PATIENCE) && second.flush(PATIENCE), "flushes on a good disk");
+        rig.disk.set_faults(Faults { fsyncs: Which::Nth(0), ..Faults::default() });
+        // One fsync fails, whoever asks; from then on the disk is well again.
+        while rig.disk.faults().fsyncs != Which::None {
+            first.flush(PATIENCE);
+        }
+        for round in 0..10 {
+            for (name, client) in [("vm", &mut first), ("other", &mut second)] {
+                run(client, 5);
+                let flushed = client.flush(PATIENCE);
+                assert!(!flushed, "seed {seed}, {name}: flush {round} after one failed");
+            }
+        }
+        assert_lives(&rig, "after a failed flush");
+        let tag = second.tag();
+        drop((second, second_device));
+        reopen_and_check(rig, device, first, "a flush failed in one of two shards", |rig| {
+            let device = connect().unwrap_or_else(|why| panic!("{why}"));
+            check_disk(&device.queue(0), 12 << 8, |block, found| {
+                lock(&model).settle_after_cut(block, found)
+            })
+            .unwrap_or_else(|why| panic!("the other shard: {why}\n{}", rig.daemon.log()));
+            let mut client = Client::new(device.queue(0), model.clone(), seed, tag);
+            run(&mut client, 50);
+            assert!(client.flush(PATIENCE), "a flush of the other shard, reopened");
+        });
     }
 }
 
@@ -135,7 +204,7 @@ fn a_base_without_space_refuses_writes_and_keeps_what_there_was() {
     run_into_error(&mut client);
     assert_lives(&rig, "with a full base");
     rig.disk.set_faults(Faults::default());
-    reopen_and_check(rig, device, client, "the base was full");
+    reopen_and_check(rig, device, client, "the base was full", |_| ());
 }
 
 #[test]
@@ -156,18 +225,61 @@ fn a_stalled_base_loses_no_request_and_does_not_stop_rpc() {
         }
         assert!(stall.held() > 0, "the base was asked for something while it stalled");
     }
-    let before = progress.load(std::sync::atomic::Ordering::Relaxed);
+    let before = progress.load(Relaxed);
     sleep(Duration::from_millis(500));
     let mut client = running.stop();
     assert!(client.flush(PATIENCE), "a flush after the stall");
     assert_eq!(client.counts.errors, 0, "a stall is no error");
-    let after = progress.load(std::sync::atomic::Ordering::Relaxed);
+    let after = progress.load(Relaxed);
     assert!(after > before + 100, "I/O went on after the stall: {before} to {after}");
     rig.tag = client.tag();
     drop((client, device));
     rig.cut(&mut Rng::new(4));
     rig.daemon.start();
     go_on(rig, "after a stall and a power cut");
+}
+
+#[test]
+fn a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor() {
+    if !ready("a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor") {
+        return;
+    }
+    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 5));
+    let (mut rig, device, client) = begin_on(Way::File, 6);
+    // The daemon has one reactor.
+    rig.daemon.ask("lamina_store_create", json!({"name": "quick", "path": "ram:64M"}));
+    let disk = json!({"lvol_name": "other", "size": 12 << 20, "lvs_name": "quick"});
+    rig.daemon.ask("bdev_lvol_create", disk);
+    let socket = rig.daemon.export("other", false);
+    let other = Device::connect(&socket, Options::default()).unwrap_or_else(|why| panic!("{why}"));
+    let model = Arc::new(Mutex::new(Model::new(12 << 8)));
+    let quick = Client::new(other.queue(0), model, 7, 1 << 40);
+    let progress = quick.progress();
+    let (slow, quick) = (Running::new(client), Running::new(quick));
+    {
+        let stall = rig.disk.stall();
+        // Until everything that the store has room for hangs in the kernel.
+        sleep(Duration::from_millis(300));
+        assert!(stall.held() > 0, "the base was asked for something while it stalled");
+        let end = Instant::now() + stalled;
+        let mut slowest = u64::MAX;
+        while Instant::now() < end {
+            let before = progress.load(Relaxed);
+            sleep(Duration::from_millis(500));
+            slowest = slowest.min(progress.load(Relaxed) - before);
+            assert_lives(&rig, "while a FUSE file stalls");
+        }
+        println!("at least {slowest} answers of the other store in each half second of the stall");
+        assert!(slowest > 20, "the other store stood still: {slowest} answers in half a second");
+    }
+    let (mut slow, quick) = (slow.stop(), quick.stop());
+    assert!(slow.flush(PATIENCE), "a flush after the stall");
+    assert_eq!((slow.counts.errors, quick.counts.errors), (0, 0), "a stall is no error");
+    rig.tag = slow.tag();
+    drop((slow, device));
+    rig.cut(&mut Rng::new(6));
+    rig.daemon.start();
+    go_on(rig, "after a stall of a FUSE file and a power cut");
 }
 
 #[test]
@@ -195,7 +307,7 @@ fn a_base_that_vanishes_and_returns_has_everything_that_was_flushed() {
         } else {
             rig.disk.set_faults(Faults::default());
             assert!(!client.flush(PATIENCE), "a failed flush stays failed");
-            reopen_and_check(rig, device, client, "the base came back");
+            reopen_and_check(rig, device, client, "the base came back", |_| ());
         }
     }
 }

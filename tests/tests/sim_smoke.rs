@@ -57,3 +57,8 @@ fn tearing_against_the_promise_is_found_out() {
 fn forgetting_at_the_death_of_the_daemon_is_found_out() {
     assert!(found_out(Lie::Forget, 50));
 }
+
+#[test]
+fn a_failed_flush_told_to_one_shard_alone_is_found_out() {
+    assert!(found_out(Lie::Alone, 150));
+}

@@ -28,6 +28,7 @@ const UNSAFE_FILES: &[&str] = &[
     "target/src/mem/guest.rs",
     "target/src/mem/hugepage.rs",
     "target/src/mem/sigbus.rs",
+    "target/src/nvmf/tls.rs",
     "target/src/reactor/affinity.rs",
     "target/src/reactor/epoll.rs",
     "target/src/signals.rs",
@@ -42,12 +43,10 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 /// Files over the goal, with their lines.
 const LONG_FILES: &[(&str, usize)] = &[
-    ("bdev/src/commands.rs", 692),
+    ("bdev/src/commands.rs", 631),
     ("bdev/src/engine.rs", 664),
-    ("bdev/src/pipeline/checkpoint.rs", 719),
-    ("bdev/src/recover.rs", 696),
     // Mostly the table of cases.
-    ("bdev/tests/corrupt.rs", 978),
+    ("bdev/tests/corrupt.rs", 862),
 ];
 /// Functions over the goal, as file and name, with their lines.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
@@ -79,7 +78,7 @@ fn sources() -> BTreeMap<String, String> {
     let root = root();
     let mut found = BTreeMap::new();
     let mut folders: Vec<PathBuf> =
-        ["bdev", "rpc", "target", "tests", "perf"].iter().map(|f| root.join(f)).collect();
+        ["bdev", "nvmf", "rpc", "target", "tests", "perf"].iter().map(|f| root.join(f)).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of the tree").map(Result::unwrap) {
             let path = entry.path();
@@ -225,7 +224,7 @@ fn the_engine_knows_nothing_of_the_world() {
         broken.extend(lines_where(name, code, worldly));
     }
     report("in bdev/, which has no I/O, clock, lock or randomness of its own", &broken);
-    for (krate, allowed) in [("bdev", 0), ("rpc", 0), ("target", 2)] {
+    for (krate, allowed) in [("bdev", 0), ("rpc", 0), ("nvmf", 1), ("target", 3)] {
         let manifest =
             fs::read_to_string(root().join(krate).join("Cargo.toml")).expect("a manifest");
         let ours = manifest.lines().filter(|l| l.starts_with("lamina-")).count();

@@ -7,7 +7,7 @@
 //!                └─ B                                 └─ B                same address: skipped
 //! ```
 //!
-//! Nodes and blocks are equal if their addresses are: a tree that shares nothing with the other is
+//! Nodes and blocks are equal if their addresses are (and the stamps of nodes): a tree that shares nothing with the other is
 //! walked whole, one that shares nearly all costs nearly nothing. A block that was written again
 //! with the same bytes counts as changed; two disks may be compared, and are cheap to compare if
 //! one is a clone of the other's snapshot.
@@ -24,7 +24,7 @@ use crate::control::{ChangeKind, ChangedExtent, Changes, DiffQuery, Reply};
 use crate::disk::Root;
 use crate::engine::{Attached, Engine};
 use crate::error::{Error, ErrorKind};
-use crate::format::node;
+use crate::format::node::{self, NodeRef};
 use crate::limits::{
     DIFF_EXTENTS_MAX, DIFF_READS_MAX, DIFF_STEPS_TURN, DIFFS_MAX, LEVEL_BITS, LINKS,
 };
@@ -63,8 +63,8 @@ struct Side {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Hole,
-    /// A node at this address.
-    Node(u64),
+    /// A node there.
+    Node(NodeRef),
     /// The tree is lower than that.
     Below,
 }
@@ -160,7 +160,10 @@ impl Engine {
             self.walkers[DIFF].reads = 0;
             diff.started = true;
         }
-        if diff.cursor >= view.blocks {
+        // Beyond what both trees reach there is nothing, however large the disk is.
+        let level = view.root.level.max(base.root.level);
+        let reach = 1u64 << (LEVEL_BITS * (u32::from(level) + 1));
+        if diff.cursor >= view.blocks.min(reach) {
             return Ok(Some(None));
         }
         let here = diff.cursor;
@@ -232,7 +235,7 @@ impl Engine {
                     diff.cursor = past;
                     return Ok(true);
                 }
-                (Place::Node(a), Place::Node(b)) if a == b && alike => {
+                (Place::Node(a), Place::Node(b)) if a.same(b) && alike => {
                     diff.cursor = past;
                     return Ok(true);
                 }
@@ -257,28 +260,35 @@ impl Engine {
         if leaf >> (LEVEL_BITS * u32::from(root.level)) != 0 {
             return Ok(Place::Hole);
         }
-        let mut address = root.address;
+        let mut node = root.node();
         let mut at = root.level;
         while at > level {
-            let buffer = self.diff_node(side, address, at, leaf)?;
+            let buffer = self.diff_node(side, node, at, leaf)?;
             at -= 1;
             let child = leaf >> (LEVEL_BITS * u32::from(at));
-            address = self.walkers[DIFF].links(buffer)[child as usize % LINKS] & node::ADDRESS;
-            if address == 0 {
+            node = NodeRef::of_link(self.walkers[DIFF].links(buffer)[child as usize % LINKS]);
+            if node.address == 0 {
                 return Ok(Place::Hole);
             }
         }
-        if address == node::LOST {
+        if node.address == node::LOST {
             let index = leaf >> (LEVEL_BITS * u32::from(level));
-            return Err(Stop::Damaged { side, address, level, index });
+            return Err(Stop::Damaged { side, address: node.address, level, index });
         }
-        Ok(Place::Node(address))
+        Ok(Place::Node(node))
     }
 
     /// The buffer that has a node.
-    fn diff_node(&mut self, side: Side, address: u64, level: u8, leaf: u64) -> Result<usize, Stop> {
+    fn diff_node(
+        &mut self,
+        side: Side,
+        node: NodeRef,
+        level: u8,
+        leaf: u64,
+    ) -> Result<usize, Stop> {
+        let address = node.address;
         let index = leaf >> (LEVEL_BITS * u32::from(level));
-        match self.walk_node(DIFF, address, level, index) {
+        match self.walk_node(DIFF, node, level, index) {
             Walk::Node(_, buffer) => Ok(buffer),
             Walk::Wait => Err(Stop::Wait),
             Walk::Damaged | Walk::Absent => Err(Stop::Damaged { side, address, level, index }),
@@ -294,7 +304,7 @@ impl Engine {
     ) -> Result<bool, Stop> {
         let leaf = diff.cursor >> LEVEL_BITS;
         let mut buffer_of = |side, place| match place {
-            Place::Node(address) => self.diff_node(side, address, 0, leaf).map(Some),
+            Place::Node(node) => self.diff_node(side, node, 0, leaf).map(Some),
             Place::Hole | Place::Below => Ok(None),
         };
         let (ours, theirs) = (buffer_of(view, ours)?, buffer_of(base, theirs)?);

@@ -19,7 +19,7 @@ use crate::disk::versions::Neighbours;
 use crate::disk::{Disk, Root};
 use crate::engine::Engine;
 use crate::format::disk_record::{REAP_LIVE, REAP_NONE};
-use crate::format::node;
+use crate::format::node::{self, NodeRef};
 use crate::limits::{LEVEL_BITS, LINKS, REAP_READS_CHECKPOINT};
 use crate::pipeline::checkpoint::Step;
 
@@ -32,7 +32,7 @@ pub(crate) struct Descent {
     active: bool,
     stage: Stage,
     level: u8,
-    address: u64,
+    node: NodeRef,
     /// Next neighbour to compare with.
     next: usize,
     /// Nodes above: first leaf behind each, address.
@@ -59,7 +59,7 @@ impl Descent {
             active: false,
             stage: Stage::Compare,
             level: 0,
-            address: 0,
+            node: NodeRef::of_link(0),
             next: 0,
             path: Vec::with_capacity(4),
             links: Box::new([0; LINKS]),
@@ -197,7 +197,7 @@ impl Engine {
         if !reap.active {
             reap.active = true;
             reap.stage = Stage::Compare;
-            (reap.level, reap.address, reap.next) = (root.level, root.address, 0);
+            (reap.level, reap.node, reap.next) = (root.level, root.node(), 0);
             reap.path.clear();
         }
         let next = loop {
@@ -222,7 +222,8 @@ impl Engine {
     /// One step down to `leaf`. Some: this position is done, go on with that leaf.
     fn descend(&mut self, leaf: u64) -> Result<Option<u64>, ()> {
         let reap = &self.checkpoint.reap;
-        let (level, address) = (reap.level, reap.address);
+        let (level, node) = (reap.level, reap.node);
+        let address = node.address;
         let span = LEVEL_BITS * u32::from(level);
         let past = ((leaf >> span) + 1) << span;
         match reap.stage {
@@ -234,7 +235,7 @@ impl Engine {
                 Ok(None)
             }
             Stage::Open => {
-                let buffer = match self.walk_node(REAPER, address, level, leaf >> span) {
+                let buffer = match self.walk_node(REAPER, node, level, leaf >> span) {
                     Walk::Node(_, buffer) => buffer,
                     Walk::Wait => return Err(()),
                     Walk::Damaged | Walk::Absent => return Ok(Some(past)),
@@ -251,8 +252,8 @@ impl Engine {
                 reap.level = level - 1;
                 reap.stage = Stage::Compare;
                 let span = LEVEL_BITS * u32::from(level - 1);
-                reap.address = links[(leaf >> span) as usize % LINKS] & node::ADDRESS;
-                Ok((reap.address == 0).then_some(((leaf >> span) + 1) << span))
+                reap.node = NodeRef::of_link(links[(leaf >> span) as usize % LINKS]);
+                Ok((reap.node.address == 0).then_some(((leaf >> span) + 1) << span))
             }
             Stage::Leaf => {
                 self.keep_shared(leaf)?;
@@ -316,7 +317,7 @@ impl Engine {
         disk.reap_cursor = 0;
         disk.dirty = true;
         if reaped == REAP_LIVE {
-            disk.root.address = 0;
+            disk.root = disk.root.emptied();
             disk.live_gone = true;
             if let Some(snap) = disk.snaps.last().map(|s| s.id) {
                 self.collapse((id, snap));

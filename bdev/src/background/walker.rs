@@ -11,7 +11,7 @@
 use crate::base_io::BaseOp;
 use crate::disk::Root;
 use crate::engine::{Class, Engine, tag};
-use crate::format::node;
+use crate::format::node::{self, NodeRef};
 use crate::limits::{LEVEL_BITS, LINKS};
 use crate::page::PageId;
 use crate::status::BaseError;
@@ -27,8 +27,8 @@ const BUFFERS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Buffer {
     Empty,
-    Loading { address: u64, level: u8, index: u64, page: PageId },
-    Node { address: u64, used: u64 },
+    Loading { node: NodeRef, level: u8, index: u64, page: PageId },
+    Node { address: u64, generation: u64, used: u64 },
     Damaged { address: u64, used: u64 },
 }
 
@@ -83,10 +83,13 @@ impl Walker {
 }
 
 impl Engine {
-    /// The node at `address`, which must be the one of `level` at `index`.
-    pub(crate) fn walk_node(&mut self, which: usize, address: u64, level: u8, index: u64) -> Walk {
+    /// The node that `node` leads to, which must be the one of `level` at `index`.
+    pub(crate) fn walk_node(&mut self, which: usize, node: NodeRef, level: u8, index: u64) -> Walk {
+        let address = node.address;
         if address == node::LOST {
-            return Walk::Damaged;
+            // A version does not hold what is lost of it; and if others before and after it still
+            // do, it is said to have holes, and they are neighbours of each other.
+            return if which == REAPER { Walk::Absent } else { Walk::Damaged };
         }
         self.walkers[which].clock += 1;
         let now = self.walkers[which].clock;
@@ -95,9 +98,13 @@ impl Engine {
         for (i, state) in self.walkers[which].state.iter_mut().enumerate() {
             match state {
                 Buffer::Loading { .. } => return Walk::Wait,
-                Buffer::Node { address: a, used } if *a == address => {
+                Buffer::Node { address: a, generation, used } if *a == address => {
                     *used = now;
-                    return Walk::Node(address, i);
+                    // Two parents that disagree: at least one is damaged.
+                    return match node.stamp.fits(*generation) {
+                        true => Walk::Node(address, i),
+                        false => Walk::Damaged,
+                    };
                 }
                 Buffer::Damaged { address: a, used } if *a == address => {
                     *used = now;
@@ -117,7 +124,7 @@ impl Engine {
         }
         let Some(page) = self.pages.take_above(self.page_reserve) else { return Walk::Wait };
         let at = victim.expect("there are buffers");
-        self.walkers[which].state[at] = Buffer::Loading { address, level, index, page };
+        self.walkers[which].state[at] = Buffer::Loading { node, level, index, page };
         self.walkers[which].reads += 1;
         let addr = self.pages.addr(page);
         self.issue(tag(Class::Walk, which as u32, at as u32), BaseOp::Read, address, addr, 4096);
@@ -126,9 +133,10 @@ impl Engine {
 
     pub(crate) fn walk_read_done(&mut self, which: usize, at: u32, result: Result<(), BaseError>) {
         let at = at as usize;
-        let Buffer::Loading { address, level, index, page } = self.walkers[which].state[at] else {
+        let Buffer::Loading { node, level, index, page } = self.walkers[which].state[at] else {
             panic!("a walk read completed that was never started")
         };
+        let address = node.address;
         let used = self.walkers[which].clock;
         self.walkers[which].state[at] = match result {
             // Tried again when it is wanted again, but not for ever.
@@ -141,15 +149,14 @@ impl Engine {
                 let links = &mut self.walkers[which].links[at];
                 let bytes = self.pages.bytes(page);
                 let read = node::read(bytes, links, self.store, self.shard, address);
-                match read {
-                    Ok(info) if info.level == level && info.index == index => {
-                        if node::linkable(links, &self.space.geometry) {
-                            Buffer::Node { address, used }
-                        } else {
-                            Buffer::Damaged { address, used }
-                        }
-                    }
-                    Ok(_) | Err(_) => Buffer::Damaged { address, used },
+                let lawful = read.ok().filter(|info| {
+                    (info.level, info.index) == (level, index)
+                        && node.stamp.fits(info.generation)
+                        && node::linkable(links, &self.space.geometry)
+                });
+                match lawful {
+                    Some(info) => Buffer::Node { address, generation: info.generation, used },
+                    None => Buffer::Damaged { address, used },
                 }
             }
         };
@@ -174,19 +181,19 @@ impl Engine {
         {
             return Walk::Absent;
         }
-        let mut address = root.address;
+        let mut node = root.node();
         let mut at = root.level;
         loop {
             let index = leaf >> (LEVEL_BITS * u32::from(at));
-            let buffer = match self.walk_node(which, address, at, index) {
+            let buffer = match self.walk_node(which, node, at, index) {
                 Walk::Node(address, buffer) if at == level => return Walk::Node(address, buffer),
                 Walk::Node(_, buffer) => buffer,
                 stop => return stop,
             };
             at -= 1;
             let child = leaf >> (LEVEL_BITS * u32::from(at));
-            address = self.walkers[which].links(buffer)[child as usize % LINKS] & node::ADDRESS;
-            if address == 0 {
+            node = NodeRef::of_link(self.walkers[which].links(buffer)[child as usize % LINKS]);
+            if node.address == 0 {
                 return Walk::Absent;
             }
         }

@@ -6,10 +6,10 @@
 use super::report::{FindingKind, Severity};
 use super::system::{Shard, Slot};
 use crate::error::Error;
-use crate::format::Block;
 use crate::format::disk_record::State;
-use crate::format::journal::{self as frame, Frame, Record};
-use crate::limits::{JOURNAL_WINDOW, LINKS};
+use crate::format::journal::{Record, Touched};
+use crate::journal_scan::{Entry, Scan};
+use crate::limits::LINKS;
 use crate::types::BLOCK_SIZE;
 use std::collections::BTreeMap;
 
@@ -38,26 +38,27 @@ impl JournalRuns {
 impl Shard<'_> {
     /// Reads the records that replay would read.
     pub fn check_journal(&mut self) -> Result<(), Error> {
-        let blocks = self.geometry().journal_blocks;
-        let tail = self.superblock.journal_tail;
-        let mut lsn = tail;
-        while lsn - tail < blocks {
-            let (block, frame) = match self.journal_block(lsn)? {
-                Some(found) => found,
-                None => break,
-            };
-            let mut records = Vec::new();
-            if frame::records(&block, frame.count, |record| records.push(record)).is_err() {
-                let at = self.journal_address(lsn);
-                let text = format!("journal block {lsn} (block {at}) holds an impossible record");
-                self.find(Severity::Error, FindingKind::Journal, Some(at), text);
-                break;
+        let mut scan = Scan::new(&self.superblock);
+        while scan.left() > 0 {
+            self.scan_block(&mut scan);
+        }
+        self.note_later(scan.newer.as_deref(), scan.highest);
+        let (all, end) = scan.replay();
+        for replay in &all {
+            match &replay.entry {
+                Entry::Record(record) => {
+                    self.report.counts.journal_records += 1;
+                    self.account(replay.lsn, record);
+                }
+                Entry::Lost(touched) => self.find_hole(replay.lsn, *touched),
             }
-            for record in &records {
-                self.report.counts.journal_records += 1;
-                self.account(lsn, record);
-            }
-            lsn += 1;
+        }
+        if scan.rotten_at(end).is_some() {
+            let at = self.journal_address(end);
+            let text = format!(
+                "journal block {end} (block {at}), the last one, is torn or rotten: writes that it held are lost, which no later block says were durable"
+            );
+            self.find(Severity::Note, FindingKind::Journal, Some(at), text);
         }
         for ((disk, why), (lsn, vba, count)) in std::mem::take(&mut self.journal.skipped) {
             let at = self.journal_address(lsn);
@@ -73,7 +74,7 @@ impl Shard<'_> {
             let text = format!("two journal records name block {block}");
             self.find(Severity::Error, FindingKind::Journal, Some(block), text);
         }
-        self.find_gap(lsn)
+        Ok(())
     }
 
     fn journal_address(&self, lsn: u64) -> u64 {
@@ -81,18 +82,33 @@ impl Shard<'_> {
         g.journal + lsn % g.journal_blocks
     }
 
-    /// The journal block that should hold `lsn`, if it does.
-    fn journal_block(&mut self, lsn: u64) -> Result<Option<(Block, Frame)>, Error> {
+    fn scan_block(&mut self, scan: &mut Scan) {
+        let (lsn, mut block) = (scan.lsn, [0; BLOCK_SIZE]);
         let address = self.journal_address(lsn);
-        let mut block = [0; BLOCK_SIZE];
-        if let Err(error) = self.reader.read(address, &mut block) {
+        let read = self.reader.read(address, &mut block);
+        if let (Err(error), false) = (&read, scan.past_end()) {
             let text = format!("journal block {lsn} (block {address}): {error}");
             self.find(Severity::Error, FindingKind::Io, Some(address), text);
-            return Ok(None);
         }
-        let opened = frame::open(&block, self.store, self.number as u16, address);
-        let fits = |f: &Frame| f.lsn == lsn && f.incarnation == self.superblock.incarnation;
-        Ok(opened.ok().filter(fits).map(|frame| (block, frame)))
+        let found = read.is_ok().then_some(&block);
+        scan.take(found, address, &self.superblock, self.store, self.number as u16);
+    }
+
+    /// A journal block is lost that had been promised.
+    fn find_hole(&mut self, lsn: u64, touched: Touched) {
+        let at = self.journal_address(lsn);
+        let live = |slot: &u32| self.disk(*slot).is_some_and(|d| d.record.state == State::Live);
+        let slots = 0..self.slots.len() as u32;
+        let names: Vec<String> = slots
+            .filter(|slot| touched.has(*slot) && live(slot))
+            .map(|slot| self.disk_name(slot))
+            .collect();
+        let text = format!(
+            "journal block {lsn} (block {at}) is damaged or missing, but was durable when later ones were written: acknowledged writes are lost; opening the store seals {}",
+            if names.is_empty() { "nothing".to_string() } else { names.join(", ") }
+        );
+        self.find(Severity::Error, FindingKind::Journal, Some(at), text);
+        self.holes.push(lsn);
     }
 
     fn account(&mut self, lsn: u64, record: &Record) {
@@ -136,26 +152,6 @@ impl Shard<'_> {
         };
         let skipped = self.journal.skipped.entry((disk, why)).or_insert((lsn, vba, 0));
         skipped.2 += 1;
-    }
-
-    /// Journal blocks behind the end: left over after a crash, unless one of them knows that what
-    /// is missing had been durable.
-    fn find_gap(&mut self, end: u64) -> Result<(), Error> {
-        let tail = self.superblock.journal_tail;
-        for lsn in end..tail.saturating_add(self.geometry().journal_blocks) {
-            let Some((_, frame)) = self.journal_block(lsn)? else { continue };
-            // On a base that loses nothing, only blocks in flight side by side can be missing.
-            let behind = lsn - end > JOURNAL_WINDOW as u64 + 1;
-            if frame.flushed > end || (frame.ordered && behind) {
-                let at = self.journal_address(end);
-                let text = format!(
-                    "journal block {end} (block {at}) is damaged or missing, but it was durable when block {lsn} was written: writes from there on are lost"
-                );
-                self.find(Severity::Error, FindingKind::Journal, Some(at), text);
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 }
 

@@ -30,7 +30,12 @@
 //! it is being written.
 
 mod blocks;
+mod cuts;
+mod descent;
 mod journal;
+mod mend;
+mod pairs;
+mod rebuild;
 mod repair;
 mod report;
 mod shared;

@@ -97,22 +97,24 @@ impl FindingKind {
                 "take the store out of use and run --repair: it rebuilds the bitmaps"
             }
             FindingKind::Record | FindingKind::SnapshotLog => {
-                "the disk is not served; restore it from a backup, then --repair --cut-off frees what it held"
+                "--repair mends names and counts; what cannot be read is given up, and clones and the rest kept, by --repair --cut-off; then restore a backup"
             }
             FindingKind::Node => {
                 "that part of the disk answers with errors; copy off what can be read, then --repair --cut-off"
             }
             FindingKind::Shared => {
-                "stop writing to these disks, copy them elsewhere, and delete them"
+                "stop writing to these disks and copy them elsewhere; --repair --cut-off leaves the block to one and marks it lost in the other, named"
             }
             FindingKind::Leak => "--repair frees it",
             FindingKind::Journal => {
-                "open the store once, so that the journal is replayed; what is missing is lost"
+                "what is missing is lost; open the store once, so that the rest is replayed; --repair --cut-off accepts the loss"
             }
-            FindingKind::Descent => "copy the disk elsewhere and delete it",
+            FindingKind::Descent => {
+                "--repair --cut-off finds where the disk comes from, if what it shares tells; else copy it elsewhere and delete it"
+            }
             FindingKind::Counter => "--repair counts again",
             FindingKind::Lost => {
-                "restore that range from a backup; writing or discarding it clears the mark"
+                "restore that range from a backup; writing a lost block clears its mark"
             }
             FindingKind::Io => "look at the device and its cables, then check again",
             FindingKind::Skipped => "check again when the store is less busy, or closed",

@@ -5,11 +5,12 @@
 //! blocks at a time.
 
 use super::CheckPhase;
+use super::cuts::Claim;
 use super::report::{FindingKind, Severity};
 use super::system::Shard;
 use super::tree::{Opened, Place, Version};
 use crate::error::Error;
-use crate::format::node;
+use crate::format::node::{self, NodeRef};
 use std::collections::BTreeMap;
 
 /// Shared blocks whose places are kept at a time (some 48 bytes each).
@@ -17,9 +18,7 @@ const WINDOW_BLOCKS: u64 = 1 << 20;
 
 /// Where a shared block was met first.
 struct Held {
-    vba: u64,
-    family: u32,
-    slot: u32,
+    claim: Claim,
     /// A leaf that was met holds it as its own, not as an older version's.
     owned: bool,
     reported: bool,
@@ -29,7 +28,7 @@ impl Shard<'_> {
     pub fn check_shared(&mut self) -> Result<(), Error> {
         let count = self.shared.count();
         self.report.counts.shared_blocks += count;
-        if count == 0 {
+        if count == 0 && self.contested.is_empty() {
             return Ok(());
         }
         let versions = self.versions();
@@ -49,30 +48,31 @@ impl Shard<'_> {
         Ok(())
     }
 
-    /// Goes through the subtree at `address` as the mark did; what was wrong has been said then.
+    /// Goes through the subtree of `node` as the mark did; what was wrong has been said then.
     fn compare(
         &mut self,
         v: &Version,
         place: Place,
-        address: u64,
+        node: NodeRef,
         window: std::ops::Range<u64>,
         held: &mut BTreeMap<u64, Held>,
     ) -> Result<(), Error> {
+        let address = node.address;
         let Some(seen) = self.nodes.get_mut(&address).filter(|seen| !seen.is_log()) else {
             return Ok(());
         };
         if std::mem::replace(&mut seen.again, true) {
             return Ok(());
         }
-        let Ok(opened) = self.open_node(place, address) else { return Ok(()) };
+        let Ok(opened) = self.open_node(place, node) else { return Ok(()) };
         if place.level == 0 {
             self.compare_leaf(v, place, address, &opened, window, held);
             return Ok(());
         }
         for (at, link) in opened.links.iter().enumerate() {
-            let (child, address) = (place.child(at), link & node::ADDRESS);
-            if address != 0 && address != node::LOST && !v.taken_apart(child) {
-                self.compare(v, child, address, window.clone(), held)?;
+            let (child, node) = (place.child(at), NodeRef::of_link(*link));
+            if !matches!(node.address, 0 | node::LOST) && !v.taken_apart(child) {
+                self.compare(v, child, node, window.clone(), held)?;
             }
         }
         Ok(())
@@ -89,28 +89,45 @@ impl Shard<'_> {
     ) {
         for (at, &link) in opened.links.iter().enumerate() {
             let block = link & node::ADDRESS;
-            if block == 0 || !window.contains(&block) || !self.shared.has(block) {
+            if block == 0 || !window.contains(&block) {
                 continue;
             }
             let vba = place.first_block() + at as u64;
+            if self.contested.contains(&block)
+                && self.nodes.get(&block).is_some_and(|seen| !seen.is_broken())
+            {
+                self.lose_data(v, leaf, at, vba, block, "it holds metadata");
+                continue;
+            }
+            if !self.shared.has(block) {
+                continue;
+            }
             let owned = link & node::READ_ONLY == 0;
-            let new = Held { vba, family: v.family, slot: v.slot, owned: false, reported: false };
+            let claim = Claim::new(v, vba, &opened.links, at);
+            let new = Held { claim, owned: false, reported: false };
             let first = held.entry(block).or_insert(new);
-            let why = if first.vba != vba {
-                format!("is also disk block {} of disk", first.vba)
-            } else if first.family != v.family {
+            let other = first.claim;
+            let why = if other.vba != vba {
+                format!("is also disk block {} of disk", other.vba)
+            } else if other.family != v.family {
                 "is also held by an unrelated disk,".to_string()
             } else if owned && first.owned {
                 "may be overwritten in place, but so it may by disk".to_string()
             } else {
                 first.owned |= owned;
+                first.claim.beside = other.beside.max(claim.beside);
                 continue;
             };
-            first.owned |= owned;
-            if std::mem::replace(&mut first.reported, true) {
+            let reported = std::mem::replace(&mut first.reported, true);
+            if claim.same(&other) {
+                self.share(v, leaf, at, vba);
+            } else {
+                self.contend(block, other, claim);
+            }
+            if reported {
                 continue;
             }
-            let other = self.disk_name(first.slot);
+            let other = self.disk_name(other.slot);
             let text = format!(
                 "disk block {vba} (leaf at block {leaf}) is at block {block}, which {why} {other}"
             );

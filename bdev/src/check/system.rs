@@ -1,8 +1,10 @@
 //! First part of a check: superblocks, catalogue, disk records, snapshot logs, and descent.
 
 use super::blocks::{Bits, Reader};
+use super::cuts::{Broken, Cuts};
 use super::journal::JournalRuns;
-use super::repair::Broken;
+use super::pairs::Pairs;
+use super::rebuild::Taking;
 use super::report::{Finding, FindingKind, Report, Severity};
 use super::space::Bitmap;
 use super::tree::NodeSeen;
@@ -65,12 +67,21 @@ pub(super) struct Shard<'a> {
     pub shared: Bits,
     pub nodes: BTreeMap<u64, NodeSeen>,
     pub journal: JournalRuns,
+    pub pairs: Pairs,
+    /// Journal blocks that were promised and are lost.
+    pub holes: Vec<u64>,
     /// Something cannot be read: what it held is unknown.
     pub blind: bool,
     /// Nodes that cannot be used.
     pub broken: Vec<Broken>,
     /// Blocks of nodes that something else holds too.
     pub contested: BTreeSet<u64>,
+    /// Links that a repair may cut.
+    pub cuts: Cuts,
+    /// Snapshots of which something is lost, or cannot be read.
+    pub holed: Vec<(u32, u64)>,
+    /// Where a repair takes free blocks.
+    pub taking: Taking,
     pub report: &'a mut Report,
     told: Told<'a>,
     told_done: u64,
@@ -100,9 +111,14 @@ impl<'a> Shard<'a> {
             shared: Bits::new(blocks),
             nodes: BTreeMap::new(),
             journal: JournalRuns::default(),
+            pairs: Pairs::default(),
+            holes: Vec::new(),
             blind: false,
             broken: Vec::new(),
             contested: BTreeSet::new(),
+            cuts: Cuts::default(),
+            holed: Vec::new(),
+            taking: Taking::default(),
             report,
             told,
             told_done: 0,
@@ -114,6 +130,7 @@ impl<'a> Shard<'a> {
             }
             shard.read_catalogue()?;
             shard.read_records()?;
+            shard.judge_pairs();
             shard.read_logs()?;
             let generation = shard.superblock.generation;
             if !shard.online || shard.newest_generation()? <= generation + 1 {
@@ -128,6 +145,7 @@ impl<'a> Shard<'a> {
             shard.used = Bits::new(blocks);
             shard.nodes.clear();
             shard.blind = false;
+            shard.pairs = Pairs::default();
         }
         let text = format!(
             "shard {number}: consistency points follow one another too fast to check: try again when the store is less busy"
@@ -275,8 +293,8 @@ impl<'a> Shard<'a> {
             let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
             let mut entries = vec![Entry::default(); end.saturating_sub(first)];
             let max = (g.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
-            let damage = match self.pick(Kind::Catalogue, address)? {
-                Picked::Copy(_, _, header) if header.index != pair => Damage::Identity.to_string(),
+            let index = g.catalogue_pair(pair);
+            let damage = match self.pick_system(Kind::Catalogue, index, pair)? {
                 Picked::Copy(block, _, _) => match read_entries(&block, &mut entries, max) {
                     Ok(()) => {
                         for (to, from) in self.entries[first..].iter_mut().zip(entries) {
@@ -305,8 +323,8 @@ impl<'a> Shard<'a> {
         for slot in 0..used {
             self.tell(CheckPhase::System, g.catalogue_pairs + slot, g.catalogue_pairs + used)?;
             let address = g.records + 2 * slot;
-            let read = match self.pick(Kind::DiskRecord, address)? {
-                Picked::Copy(_, _, h) if h.index != slot || u64::from(h.owner) != slot => {
+            let read = match self.pick_system(Kind::DiskRecord, g.record_pair(slot), slot)? {
+                Picked::Copy(_, _, h) if u64::from(h.owner) != slot => {
                     Err(Damage::Identity.to_string())
                 }
                 Picked::Copy(block, _, _) => disk_record::read(&block).map_err(|d| d.to_string()),
@@ -343,6 +361,9 @@ impl<'a> Shard<'a> {
         if record.root != 0 && !g.linkable(record.root) {
             return Err(format!("its root, block {}, lies out of bounds", record.root));
         }
+        if record.root != 0 && record.root_generation > self.superblock.generation {
+            return Err("its root is from the future".to_string());
+        }
         let pair = |at: u64| g.linkable(at) && g.linkable(at + 1);
         if record.log_head != 0 && !pair(record.log_head) {
             return Err(format!("its snapshot log, block {}, lies out of bounds", record.log_head));
@@ -369,9 +390,14 @@ impl<'a> Shard<'a> {
         for slot in 0..self.slots.len() as u32 {
             let Some(disk) = self.disk(slot) else { continue };
             let mut address = disk.record.log_head;
+            let (mut found, mut blocks) = (Vec::new(), Vec::new());
             for number in (0..disk.record.log_blocks).rev() {
                 match self.read_log(slot, number, address)? {
-                    Ok(previous) => address = previous,
+                    Ok((previous, generation)) => {
+                        found.push((number as usize, generation));
+                        blocks.push(address);
+                        address = previous;
+                    }
                     Err(damage) => {
                         let text = format!(
                             "block {number} of its snapshot log (blocks {address} and {}) cannot be used: {damage}",
@@ -387,6 +413,7 @@ impl<'a> Shard<'a> {
                     }
                 }
             }
+            self.judge_log(slot, &found, &blocks);
             if let Slot::Disk(disk) = &mut self.slots[slot as usize] {
                 disk.snaps.sort_unstable_by_key(|s| s.snap);
             }
@@ -394,23 +421,25 @@ impl<'a> Shard<'a> {
         Ok(())
     }
 
-    /// Takes over a log block; says where the one before it is.
+    /// Takes over a log block; says where the one before it is, and its generation.
     fn read_log(
         &mut self,
         slot: u32,
         number: u64,
         address: u64,
-    ) -> Result<Result<u64, String>, Error> {
+    ) -> Result<Result<(u64, u64), String>, Error> {
         let g = self.geometry();
         let found = match self.pick(Kind::SnapshotLog, address)? {
             Picked::Copy(_, _, h) if h.owner != slot || h.index != number => {
                 return Ok(Err(Damage::Identity.to_string()));
             }
-            Picked::Copy(block, _, _) => snapshot_log::read(&block),
+            Picked::Copy(block, _, h) => {
+                snapshot_log::read(&block).map(|read| (read, h.generation))
+            }
             Picked::Damaged(damage) => Err(damage),
             Picked::Unreadable(error) => return Ok(Err(error.message)),
         };
-        let (entries, previous) = match found {
+        let ((entries, previous), generation) = match found {
             Ok(found) => found,
             Err(damage) => return Ok(Err(damage.to_string())),
         };
@@ -438,11 +467,14 @@ impl<'a> Shard<'a> {
                     entry.snap, entry.root
                 )));
             }
+            if entry.root != 0 && entry.root_generation > self.superblock.generation {
+                return Ok(Err(format!("the root of snapshot {} is from the future", entry.snap)));
+            }
             // A log block has few entries; all of a long log are compared when they are sorted.
             disk.snaps.push(entry);
         }
         disk.log.push(address);
-        Ok(Ok(previous))
+        Ok(Ok((previous, generation)))
     }
 
     /// Origins, doubles, and who belongs together.
@@ -467,6 +499,10 @@ impl<'a> Shard<'a> {
             if !self.reaping_lawful(slot) {
                 let text = "the version being reclaimed is unknown".to_string();
                 say.push((FindingKind::Record, text));
+            }
+            if let Some(seal) = record.sealed {
+                let text = format!("it is sealed: {}", seal.text());
+                say.push((FindingKind::Journal, text));
             }
             if record.state == State::Live {
                 if record.name.is_empty() {
@@ -504,7 +540,7 @@ impl<'a> Shard<'a> {
         }
     }
 
-    fn reaping_lawful(&self, slot: u32) -> bool {
+    pub fn reaping_lawful(&self, slot: u32) -> bool {
         let Some(disk) = self.disk(slot) else { return true };
         let deleting = disk.record.state == State::Deleting;
         match disk.record.reaping {

@@ -7,12 +7,12 @@
 //! it was cloned from.
 
 use super::CheckPhase;
-use super::repair::Broken;
+use super::cuts::Broken;
 use super::report::{FindingKind, Severity};
 use super::system::{Shard, Slot};
 use crate::error::Error;
 use crate::format::disk_record::{REAP_LIVE, State};
-use crate::format::node::{self, NodeInfo};
+use crate::format::node::{self, NodeInfo, NodeRef, Stamp};
 use crate::format::{Damage, Header, Kind, unseal};
 use crate::limits::{LEVEL_BITS, LINKS};
 
@@ -25,13 +25,46 @@ pub(super) struct NodeSeen {
     owner: u32,
     birth: u64,
     generation: u64,
+    /// When it must have been written, as what was followed to it first says.
+    stamp: Stamp,
     /// Blocks mapped below; `None`: something below could not be read.
-    mapped: Option<u64>,
+    mapped: Option<Mapped>,
     /// Met in the second walk.
     pub again: bool,
 }
 
+/// Blocks that a subtree maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Mapped {
+    /// Lost ones in leaves count.
+    blocks: u64,
+    /// None is lost, so that its record must say the same.
+    whole: bool,
+}
+
 const LOG_LEVEL: u64 = 0xff;
+
+/// What leads to a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Holder {
+    /// The record of a disk, or the log entry of a snapshot: it is a root.
+    Root(u32, Option<u64>),
+    /// This link of the node at that block.
+    Link(u64, u16),
+}
+
+/// Why a node cannot be used.
+pub(super) struct Unusable {
+    pub why: String,
+    /// It is a good node, but of another place.
+    pub elsewhere: bool,
+}
+
+impl From<String> for Unusable {
+    fn from(why: String) -> Unusable {
+        Unusable { why, elsewhere: false }
+    }
+}
 
 impl NodeSeen {
     /// A pair of the snapshot log of disk `slot`.
@@ -42,6 +75,7 @@ impl NodeSeen {
             owner: slot,
             birth: 0,
             generation: 0,
+            stamp: Stamp::exactly(0),
             mapped: None,
             again: false,
         }
@@ -49,6 +83,16 @@ impl NodeSeen {
 
     pub fn is_log(&self) -> bool {
         self.place == LOG_LEVEL
+    }
+
+    /// Where it was met first.
+    fn place(&self) -> Place {
+        Place { level: (self.place & 0xff) as u8, index: self.place >> 8 }
+    }
+
+    /// It could not be used.
+    pub fn is_broken(&self) -> bool {
+        self.generation == u64::MAX
     }
 }
 
@@ -85,11 +129,11 @@ pub(super) struct Version {
     pub slot: u32,
     /// `None`: the live tree.
     pub snap: Option<u64>,
-    pub root: u64,
+    pub root: NodeRef,
     pub root_level: u8,
     pub family: u32,
     /// Newest epoch that its own nodes may be from.
-    epoch: u64,
+    pub epoch: u64,
     /// Leaves below this have been taken apart already.
     reaped: u64,
     /// Mapped blocks, as its record or log entry says; `None`: not to be compared.
@@ -97,6 +141,11 @@ pub(super) struct Version {
 }
 
 impl Version {
+    /// Where its root is.
+    pub fn top(&self) -> Place {
+        Place { level: self.root_level, index: 0 }
+    }
+
     /// True if the reaper has freed what this version alone held below a place.
     pub fn taken_apart(&self, place: Place) -> bool {
         place.past() <= self.reaped
@@ -124,7 +173,7 @@ impl Shard<'_> {
                 all.push(Version {
                     slot,
                     snap: Some(snap.snap),
-                    root: snap.root,
+                    root: root_of(snap.root, snap.root_generation),
                     root_level: snap.root_level,
                     family,
                     epoch: snap.snap,
@@ -137,7 +186,7 @@ impl Shard<'_> {
                 all.push(Version {
                     slot,
                     snap: None,
-                    root: record.root,
+                    root: root_of(record.root, record.root_generation),
                     root_level: record.root_level,
                     family,
                     epoch: record.epoch,
@@ -183,17 +232,25 @@ impl Shard<'_> {
         for v in &versions {
             self.tell_trees()?;
             let top = Place { level: v.root_level, index: 0 };
-            let mapped = if v.taken_apart(top) { None } else { self.mark(v, top, v.root)? };
+            let holder = Holder::Root(v.slot, v.snap);
+            let mapped = if v.taken_apart(top) { None } else { self.mark(v, top, v.root, holder)? };
+            if let Some(snap) = v.snap
+                && !mapped.is_some_and(|mapped| mapped.whole)
+                && !v.taken_apart(top)
+            {
+                self.holed.push((v.slot, snap));
+            }
             if v.snap.is_none()
                 && let Slot::Disk(disk) = &mut self.slots[v.slot as usize]
             {
-                disk.counted = mapped.filter(|_| v.mapped.is_some());
+                disk.counted = mapped.filter(|_| v.mapped.is_some()).map(|mapped| mapped.blocks);
             }
-            if let (Some(says), Some(has)) = (v.mapped, mapped)
+            if let (Some(says), Some(Mapped { blocks: has, whole: true })) = (v.mapped, mapped)
                 && says != has
             {
                 let text = format!("its record says {says} blocks are mapped, its tree has {has}");
-                self.find_in(Severity::Warning, FindingKind::Counter, v, v.root, &text);
+                let root = v.root.address;
+                self.find_in(Severity::Warning, FindingKind::Counter, v, root, &text);
             }
         }
         Ok(())
@@ -208,13 +265,32 @@ impl Shard<'_> {
         self.tell(CheckPhase::Trees, done, total)
     }
 
-    /// Marks the subtree at `address`; answers how many blocks it maps, if all of it can be read.
+    /// Marks the subtree of `node`; answers how many blocks it maps, if all of it can be read.
     /// As deep as the tree is high: four calls.
-    fn mark(&mut self, v: &Version, place: Place, address: u64) -> Result<Option<u64>, Error> {
+    fn mark(
+        &mut self,
+        v: &Version,
+        place: Place,
+        node: NodeRef,
+        holder: Holder,
+    ) -> Result<Option<Mapped>, Error> {
+        let NodeRef { address, stamp } = node;
         if let Some(seen) = self.nodes.get(&address).copied() {
-            return Ok(self.met_again(v, place, address, &seen));
+            return Ok(self.met_again(v, place, node, &seen, holder));
         }
-        let doubly = self.used.add(address);
+        self.report.counts.nodes += 1;
+        let opened = self.open_node(place, node);
+        let lawful = match &opened {
+            Ok(opened) => self.may_hold(v, &opened.info),
+            Err(_) => Ok(()),
+        };
+        if let (Ok(_), Err(why)) = (&opened, lawful) {
+            let text = format!("map node at block {address} ({}): {why}", describe(place));
+            self.find_in(Severity::Error, FindingKind::Shared, v, address, &text);
+            self.lose(v, place, address, holder, &why);
+            return Ok(None);
+        }
+        let doubly = !opened.as_ref().is_err_and(|e| e.elsewhere) && self.used.add(address);
         if doubly {
             self.contested.insert(address);
             let text = format!(
@@ -223,33 +299,36 @@ impl Shard<'_> {
             );
             self.find_in(Severity::Error, FindingKind::Shared, v, address, &text);
         }
-        self.report.counts.nodes += 1;
-        let opened = match self.open_node(place, address) {
+        let opened = match opened {
             Ok(opened) => opened,
-            Err(damage) => {
+            Err(Unusable { why, elsewhere }) => {
                 self.blind = true;
-                // Of a disk that was cloned, nobody knows how old it was.
-                let origin = self.disk(v.slot).and_then(|d| d.record.origin);
-                let birth = if origin.is_some() { 0 } else { v.epoch };
-                self.broken.push(Broken { address, place, slot: v.slot, birth });
                 let text = format!(
-                    "map node at block {address} ({}) cannot be used: {damage}",
+                    "map node at block {address} ({}) cannot be used: {why}",
                     describe(place)
                 );
                 self.find_in(Severity::Error, FindingKind::Node, v, address, &text);
-                self.remember(v, place, address, None);
+                if elsewhere {
+                    // Whoever it belongs to may still come to it.
+                    self.lose(v, place, address, holder, &why);
+                    return Ok(None);
+                }
+                // Of a disk that was cloned, nobody knows how old it was.
+                let origin = self.disk(v.slot).and_then(|d| d.record.origin);
+                let birth = if origin.is_some() { 0 } else { v.epoch };
+                self.broken.push(Broken { address, stamp, place, slot: v.slot, birth });
+                if doubly {
+                    self.lose_node(v, place, address);
+                }
+                self.remember(v, place, node, None);
                 return Ok(None);
             }
         };
-        self.remember(v, place, address, Some(&opened.info));
-        if let Err(why) = self.may_hold(v, &opened.info) {
-            let text = format!("map node at block {address} ({}): {why}", describe(place));
-            self.find_in(Severity::Error, FindingKind::Shared, v, address, &text);
-        }
+        self.remember(v, place, node, Some(&opened.info));
         let mapped = if place.level == 0 {
             self.mark_leaf(v, place, address, &opened)?
         } else {
-            self.mark_children(v, place, &opened)?
+            self.mark_children(v, place, address, &opened)?
         };
         self.nodes.get_mut(&address).expect("remembered").mapped = mapped;
         Ok(mapped)
@@ -259,23 +338,26 @@ impl Shard<'_> {
         &mut self,
         v: &Version,
         place: Place,
+        parent: u64,
         opened: &Opened,
-    ) -> Result<Option<u64>, Error> {
-        let mut sum = Some(0u64);
+    ) -> Result<Option<Mapped>, Error> {
+        let mut sum = Some(Mapped { blocks: 0, whole: true });
         let mut lost = 0u64;
         for (at, link) in opened.links.iter().enumerate() {
-            let child = place.child(at);
-            let address = link & node::ADDRESS;
-            if address == 0 || v.taken_apart(child) {
+            let (child, node) = (place.child(at), NodeRef::of_link(*link));
+            if node.address == 0 || v.taken_apart(child) {
                 continue;
             }
-            if address == node::LOST {
+            if node.address == node::LOST {
                 lost += 1;
-                sum = None;
+                sum = sum.map(|sum| Mapped { whole: false, ..sum });
                 continue;
             }
-            let below = self.mark(v, child, address)?;
-            sum = sum.zip(below).map(|(a, b)| a + b);
+            let holder = Holder::Link(parent, at as u16);
+            let below = self.mark(v, child, node, holder)?;
+            sum = sum
+                .zip(below)
+                .map(|(a, b)| Mapped { blocks: a.blocks + b.blocks, whole: a.whole && b.whole });
         }
         if lost > 0 {
             let text = format!(
@@ -283,7 +365,7 @@ impl Shard<'_> {
                 place.first_block(),
                 describe(place)
             );
-            self.find_in(Severity::Note, FindingKind::Lost, v, v.root, &text);
+            self.find_in(Severity::Note, FindingKind::Lost, v, v.root.address, &text);
         }
         Ok(sum)
     }
@@ -294,7 +376,7 @@ impl Shard<'_> {
         place: Place,
         leaf: u64,
         opened: &Opened,
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<Option<Mapped>, Error> {
         let (mut mapped, mut lost) = (0, 0);
         for (at, link) in opened.links.iter().enumerate() {
             let block = link & node::ADDRESS;
@@ -310,9 +392,15 @@ impl Shard<'_> {
                 self.report.counts.data_blocks += 1;
                 continue;
             }
-            if self.nodes.contains_key(&block) {
+            if let Some(seen) = self.nodes.get(&block).copied() {
                 self.contested.insert(block);
                 let vba = place.first_block() + at as u64;
+                if seen.is_broken() {
+                    // Overwritten by the data, for all anybody can tell.
+                    self.lose_node(v, seen.place(), block);
+                } else {
+                    self.lose_data(v, leaf, at, vba, block, "it holds metadata");
+                }
                 let text = format!(
                     "disk block {vba} (leaf at block {leaf}) is at block {block}, which holds metadata"
                 );
@@ -329,10 +417,10 @@ impl Shard<'_> {
             self.find_in(Severity::Note, FindingKind::Lost, v, leaf, &text);
         }
         self.tell_trees()?;
-        Ok((lost == 0).then_some(mapped))
+        Ok(Some(Mapped { blocks: mapped, whole: lost == 0 }))
     }
 
-    fn remember(&mut self, v: &Version, place: Place, address: u64, info: Option<&NodeInfo>) {
+    fn remember(&mut self, v: &Version, place: Place, node: NodeRef, info: Option<&NodeInfo>) {
         let (owner, birth) = info.map_or((v.slot, 0), |i| (i.owner, i.birth));
         let seen = NodeSeen {
             place: place.packed(),
@@ -341,27 +429,30 @@ impl Shard<'_> {
             birth,
             // One that cannot be read may be anybody's.
             generation: info.map_or(u64::MAX, |i| i.generation),
+            stamp: node.stamp,
             mapped: None,
             again: false,
         };
-        self.nodes.insert(address, seen);
+        self.nodes.insert(node.address, seen);
     }
 
     fn met_again(
         &mut self,
         v: &Version,
         place: Place,
-        address: u64,
+        node: NodeRef,
         seen: &NodeSeen,
-    ) -> Option<u64> {
+        holder: Holder,
+    ) -> Option<Mapped> {
+        let address = node.address;
         let why = if seen.is_log() {
             format!("is part of the snapshot log of disk {}", self.disk_name(seen.owner))
         } else if seen.place != place.packed() {
-            let level = (seen.place & 0xff) as u8;
-            let other = Place { level, index: seen.place >> 8 };
-            format!("is also linked as {}", describe(other))
+            format!("is also linked as {}", describe(seen.place()))
         } else if seen.family != v.family {
             "is also held by a disk that it does not descend from".to_string()
+        } else if !seen.stamp.agrees(node.stamp) {
+            "is also linked as it was at another consistency point".to_string()
         } else {
             let info = NodeInfo {
                 level: place.level,
@@ -379,15 +470,17 @@ impl Shard<'_> {
         self.contested.insert(address);
         let text = format!("map node at block {address} ({}) {why}", describe(place));
         self.find_in(Severity::Error, FindingKind::Shared, v, address, &text);
+        self.lose(v, place, address, holder, &format!("that node {why}"));
         None
     }
 
-    /// Reads the node at `address` and proves that it is the one of this place.
-    pub fn open_node(&mut self, place: Place, address: u64) -> Result<Opened, String> {
+    /// Reads what `node` leads to and proves that it is the node of this place, not an older one.
+    pub fn open_node(&mut self, place: Place, node: NodeRef) -> Result<Opened, Unusable> {
+        let address = node.address;
         let (store, number) = (self.store, self.number as u16);
         let geometry = self.geometry();
         if !geometry.linkable(address) {
-            return Err("it lies out of bounds".to_string());
+            return Err("it lies out of bounds".to_string().into());
         }
         let block = self.reader.node(address).map_err(|error| error.message)?;
         let mut links = Box::new([0; LINKS]);
@@ -399,23 +492,41 @@ impl Shard<'_> {
                 let log: Result<Header, Damage> =
                     unseal(block, Kind::SnapshotLog, store, number, address);
                 let text = Damage::Kind.to_string();
-                return Err(if log.is_ok() { format!("{text} (snapshot log)") } else { text });
+                let text = if log.is_ok() { format!("{text} (snapshot log)") } else { text };
+                return Err(text.into());
             }
-            Err(damage) => return Err(damage.to_string()),
+            Err(damage) => return Err(damage.to_string().into()),
         };
         if info.level != place.level || info.index != place.index {
             let other = Place { level: info.level, index: info.index };
-            return Err(format!("it is the node of {}", describe(other)));
+            let why = format!("it is the node of {}", describe(other));
+            return Err(Unusable { why, elsewhere: true });
         }
         if info.generation > self.superblock.generation {
             let (is, last) = (info.generation, self.superblock.generation);
-            return Err(format!("it is from consistency point {is}, but {last} was the last"));
+            let why = format!("it is from consistency point {is}, but {last} was the last");
+            return Err(why.into());
         }
-        if let Some(at) = bad_link(&links, |b| geometry.linkable(b)) {
+        if !node.stamp.fits(info.generation) {
+            let why = format!("it {}: it is of point {}", Damage::Stale, info.generation);
+            return Err(Unusable { why, elsewhere: true });
+        }
+        if let Some(at) = links.iter().position(|&link| self.bad_link(link, place.level)) {
             let block = links[at] & node::ADDRESS;
-            return Err(format!("its link {at} leads out of bounds, to block {block}"));
+            return Err(match geometry.linkable(block) {
+                false => format!("its link {at} leads out of bounds, to block {block}").into(),
+                true => format!("its link {at}, to block {block}, is from the future").into(),
+            });
         }
         Ok(Opened { links, info })
+    }
+
+    /// True if nothing can be where a link of a node of that level leads to.
+    pub fn bad_link(&self, link: u64, level: u8) -> bool {
+        let NodeRef { address, stamp } = NodeRef::of_link(link);
+        let dated = level == 0 || stamp.newest(self.superblock.generation).is_some();
+        let fits = dated && self.geometry().linkable(address);
+        !(fits || matches!(address, 0 | node::LOST))
     }
 
     /// Whether a version may hold a node with this owner and birth.
@@ -452,11 +563,8 @@ impl Shard<'_> {
     }
 }
 
-fn bad_link(links: &[u64; LINKS], linkable: impl Fn(u64) -> bool) -> Option<usize> {
-    links.iter().position(|link| {
-        let block = link & node::ADDRESS;
-        block != 0 && block != node::LOST && !linkable(block)
-    })
+fn root_of(address: u64, generation: u64) -> NodeRef {
+    NodeRef { address, stamp: Stamp::exactly(generation) }
 }
 
 /// A place, for people.

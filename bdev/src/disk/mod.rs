@@ -9,7 +9,10 @@ pub(crate) mod read;
 pub(crate) mod versions;
 pub(crate) mod write;
 
-use crate::format::disk_record::{REAP_LIVE, REAP_NONE};
+use crate::error::{Error, ErrorKind};
+use crate::format::disk_record::{REAP_LIVE, REAP_NONE, Seal};
+use crate::format::node::{NodeRef, Stamp};
+use crate::format::pairs::Sums;
 use crate::limits::{LEVEL_BITS, LEVEL_MAX};
 use crate::types::{Name, Uuid};
 
@@ -19,6 +22,20 @@ pub(crate) struct Root {
     /// Address of the root node; 0 = everything is a hole.
     pub address: u64,
     pub level: u8,
+    /// Consistency point that wrote the root node.
+    pub generation: u64,
+}
+
+impl Root {
+    /// What leads to the root node.
+    pub fn node(&self) -> NodeRef {
+        NodeRef { address: self.address, stamp: Stamp::exactly(self.generation) }
+    }
+
+    /// An empty tree that keeps its height.
+    pub fn emptied(self) -> Root {
+        Root { address: 0, level: self.level, generation: 0 }
+    }
 }
 
 /// A snapshot.
@@ -41,6 +58,9 @@ pub(crate) struct Snap {
     /// Deleted and taken apart, but several versions come after it: kept, without a tree, to
     /// connect them (see [`versions`]).
     pub ghost: bool,
+    /// A repair has given up something of it, so that what comes before it and what comes after it
+    /// may share what it has not.
+    pub holed: bool,
     pub attached: u32,
     pub clones: u32,
     /// Block of the snapshot log and entry there.
@@ -52,10 +72,19 @@ pub(crate) struct Snap {
 pub(crate) struct LogBlock {
     pub address: u64,
     pub side: usize,
+    /// Of the copy that counts; 0 = never written.
+    pub generation: u64,
     pub used: u32,
     pub dirty: bool,
     /// Never written: both copies are due.
     pub fresh: bool,
+}
+
+impl LogBlock {
+    /// One that is still to be written, at a new place.
+    pub fn fresh(address: u64) -> LogBlock {
+        LogBlock { address, side: 1, generation: 0, used: 0, dirty: true, fresh: true }
+    }
 }
 
 /// A disk.
@@ -64,7 +93,9 @@ pub(crate) struct Disk {
     pub uuid: Uuid,
     /// Bytes presented; during a shrink already the new size.
     pub size: u64,
-    /// Bytes in the record: differs from `size` only during a shrink.
+    /// Bytes in the record: differs from `size` only during a shrink. A snapshot has this size:
+    /// what the shrink cuts off is still there in part, and past the end of the snapshot it would
+    /// come back in a clone that grows.
     pub record_size: u64,
     pub root: Root,
     /// Number of the next snapshot.
@@ -86,6 +117,10 @@ pub(crate) struct Disk {
     /// Sorted by id.
     pub snaps: Vec<Snap>,
     pub log: Vec<LogBlock>,
+    /// Over the generations of its blocks.
+    pub log_sums: Sums,
+    /// Acknowledged writes are lost.
+    pub sealed: Option<Seal>,
     pub deleting: bool,
     /// Of a deleted disk: nothing is left of the live tree.
     pub live_gone: bool,
@@ -145,6 +180,8 @@ impl Disk {
             born: 0,
             snaps: Vec::new(),
             log: Vec::new(),
+            log_sums: Sums::default(),
+            sealed: None,
             deleting: false,
             live_gone: false,
             reaping: REAP_NONE,
@@ -170,6 +207,20 @@ impl Disk {
         self.snaps.binary_search_by_key(&id, |s| s.id).ok().map(|i| &mut self.snaps[i])
     }
 
+    /// Refuses what would show or change a disk of which acknowledged writes are lost: the live one
+    /// (`None`) or one of its snapshots.
+    pub fn whole(&self, snap: Option<u64>) -> Result<(), Error> {
+        let Some(seal) = self.sealed.filter(|s| snap.is_none_or(|id| id >= s.epoch)) else {
+            return Ok(());
+        };
+        let text = format!(
+            "disk {} is sealed: {}; delete it, clone an older snapshot, or accept the loss with `lamina check --repair --cut-off`",
+            self.name,
+            seal.text()
+        );
+        Err(Error::new(ErrorKind::Corrupt, text))
+    }
+
     /// After a change of `snaps`.
     pub fn refresh_newest(&mut self) {
         self.newest = self.snaps.last().map_or(0, |s| s.id);
@@ -180,10 +231,11 @@ impl Disk {
         if self.newest > 0 { self.newest + 1 } else { u64::from(self.origin.is_some()) }
     }
 
-    /// True if the version before the live one is deleted: whether a block dropped from the live
-    /// tree is free then depends on its neighbours, which only the next checkpoint can look at.
+    /// True if the version before the live one is deleted, or has holes: whether a block dropped
+    /// from the live tree is free then depends on its neighbours, which only the next checkpoint
+    /// can look at.
     pub fn ambiguous(&self) -> bool {
-        self.snaps.last().map_or(self.adopted, |s| s.dying)
+        self.snaps.last().map_or(self.adopted, |s| s.dying || s.holed)
     }
 
     /// The same for the version that epoch `epoch` wrote, and a node whose leaves end before
@@ -193,7 +245,7 @@ impl Disk {
         let passed = |s: &Snap| s.id == self.reaping && leaf_end <= self.reap_cursor;
         let newest = self.snaps[..older].iter().rev().find(|s| !passed(s) || s.clones > 0);
         match newest {
-            Some(s) => Older { floor: s.id + 1, certain: !s.ghost && !passed(s) },
+            Some(s) => Older { floor: s.id + 1, certain: !s.ghost && !s.holed && !passed(s) },
             None if self.origin.is_some() => Older { floor: 1, certain: !self.adopted },
             None => Older { floor: 0, certain: true },
         }
@@ -252,6 +304,7 @@ mod tests {
                 drain: 0,
                 dying: false,
                 ghost: false,
+                holed: false,
                 attached: 0,
                 clones: 0,
                 place: None,
@@ -273,6 +326,9 @@ mod tests {
         disk.snaps[2].clones = 1;
         assert_eq!([50, 51].map(|end| disk.older(10, end)), [sure(10, false), sure(10, true)]);
         disk.snaps[2].ghost = true;
+        assert_eq!(disk.older(10, 51), sure(10, false));
+        // One with holes holds its floor, but nothing for certain.
+        (disk.snaps[2].ghost, disk.snaps[2].holed) = (false, true);
         assert_eq!(disk.older(10, 51), sure(10, false));
         // A clone: its origin counts, for certain until that is deleted.
         disk.snaps.clear();

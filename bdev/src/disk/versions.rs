@@ -9,7 +9,8 @@
 //!   it. When fewer than two versions come after a ghost, it goes too.
 //! ```
 //!
-//! A snapshot that the reaper is taking apart is like a ghost for the leaves it has passed.
+//! A snapshot that the reaper is taking apart is like a ghost for the leaves it has passed. One of
+//! which a repair has given up something is a neighbour, and connects its neighbours like a ghost.
 
 use crate::disk::{Disk, Root, Snap};
 use crate::engine::Engine;
@@ -64,7 +65,9 @@ impl Engine {
             let snap = disk.snap(parent.1).expect("a version that others come after exists");
             if holds(disk, snap, leaf_end) {
                 found.roots.push(snap.root.unwrap_or_default());
-                break;
+                if !snap.holed {
+                    break;
+                }
             }
             found.bridged = true;
             self.push_children(parent, Some(from.0), found);
@@ -77,10 +80,13 @@ impl Engine {
             let disk = self.known_disk(slot);
             let at = disk.snaps.partition_point(|s| s.id < from);
             match disk.snaps.get(at).filter(|s| s.id < disk.frozen_epoch) {
-                Some(snap) if holds(disk, snap, leaf_end) => {
+                Some(snap) if holds(disk, snap, leaf_end) && !snap.holed => {
                     found.roots.push(snap.root.unwrap_or_default());
                 }
                 Some(snap) => {
+                    if holds(disk, snap, leaf_end) {
+                        found.roots.push(snap.root.unwrap_or_default());
+                    }
                     found.bridged = true;
                     let snap = (slot, snap.id);
                     self.push_children(snap, None, found);

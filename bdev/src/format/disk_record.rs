@@ -1,5 +1,6 @@
 //! The record of a disk: a pair of blocks in the record area.
 
+use super::pairs::{RawSums, Sums};
 use super::{Block, Damage, Header, Kind, payload, payload_mut, seal};
 use crate::limits::{BLOB_LEN_MAX, COUNTER_MAX, DISK_BYTES_MAX, LEVEL_MAX};
 use crate::types::{BLOCK_SIZE, Name, Uuid};
@@ -22,6 +23,23 @@ pub(crate) const REAP_NONE: u64 = 0;
 /// The live tree is being reaped.
 pub(crate) const REAP_LIVE: u64 = u64::MAX;
 
+/// Acknowledged writes of the disk are lost: nobody uses it, nor its snapshots from there on, until
+/// the loss has been accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seal {
+    /// The journal block that had them.
+    pub lsn: u64,
+    /// Snapshots with this number and above may lack them too.
+    pub epoch: u64,
+}
+
+impl Seal {
+    /// For people.
+    pub fn text(self) -> String {
+        format!("acknowledged writes in journal block {} are lost", self.lsn)
+    }
+}
+
 /// A disk's record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct DiskRecord {
@@ -32,6 +50,8 @@ pub(crate) struct DiskRecord {
     /// Address of the root node, 0 if the disk is empty.
     pub root: u64,
     pub root_level: u8,
+    /// Consistency point that wrote the root node.
+    pub root_generation: u64,
     /// Number the next snapshot gets.
     pub epoch: u64,
     pub mapped: u64,
@@ -45,6 +65,9 @@ pub(crate) struct DiskRecord {
     /// Newest block pair of the snapshot log, 0 if none.
     pub log_head: u64,
     pub log_blocks: u64,
+    /// Over the generations of its blocks.
+    pub log_sums: Sums,
+    pub sealed: Option<Seal>,
     /// Which version is being reaped ([`REAP_NONE`], [`REAP_LIVE`] or a snapshot's number).
     pub reaping: u64,
     /// Leaves below this index have been reaped.
@@ -62,6 +85,7 @@ impl DiskRecord {
             size: 0,
             root: 0,
             root_level: 0,
+            root_generation: 0,
             epoch: 0,
             mapped: 0,
             created: 0,
@@ -70,6 +94,8 @@ impl DiskRecord {
             born: 0,
             log_head: 0,
             log_blocks: 0,
+            log_sums: Sums::default(),
+            sealed: None,
             reaping: REAP_NONE,
             reap_cursor: 0,
             blob: Vec::new(),
@@ -101,6 +127,10 @@ struct RawRecord {
     blob_len: U16,
     reserved2: [u8; 6],
     blob: [u8; BLOB_LEN_MAX],
+    log_sums: RawSums,
+    sealed_lsn: U64,
+    sealed_epoch: U64,
+    root_generation: U64,
 }
 const _: () = assert!(size_of::<RawRecord>() + super::HEADER_LEN <= BLOCK_SIZE);
 
@@ -129,11 +159,16 @@ pub(crate) fn write(
     raw.uuid = record.uuid.0;
     raw.size = U64::new(record.size);
     raw.root = U64::new(record.root);
+    raw.root_generation = U64::new(record.root_generation);
     raw.epoch = U64::new(record.epoch);
     raw.mapped = U64::new(record.mapped);
     raw.created = U64::new(record.created);
     raw.log_head = U64::new(record.log_head);
     raw.log_blocks = U64::new(record.log_blocks);
+    raw.log_sums = record.log_sums.raw();
+    if let Some(seal) = record.sealed {
+        (raw.sealed_lsn, raw.sealed_epoch) = (U64::new(seal.lsn), U64::new(seal.epoch));
+    }
     raw.reaping = U64::new(record.reaping);
     raw.reap_cursor = U64::new(record.reap_cursor);
     raw.blob_len = U16::new(record.blob.len() as u16);
@@ -171,6 +206,7 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         size,
         root: raw.root.get(),
         root_level: raw.root_level,
+        root_generation: raw.root_generation.get(),
         epoch: raw.epoch.get(),
         mapped: raw.mapped.get(),
         created: raw.created.get(),
@@ -179,6 +215,9 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         born: raw.born.get(),
         log_head: raw.log_head.get(),
         log_blocks: raw.log_blocks.get(),
+        log_sums: Sums::of(raw.log_sums),
+        sealed: (raw.sealed_lsn.get() != 0)
+            .then(|| Seal { lsn: raw.sealed_lsn.get(), epoch: raw.sealed_epoch.get() }),
         reaping: raw.reaping.get(),
         reap_cursor: raw.reap_cursor.get(),
         blob: raw.blob[..blob_len].to_vec(),
@@ -198,6 +237,7 @@ mod tests {
             size: 1 << 30,
             root: 77,
             root_level: 2,
+            root_generation: 6,
             epoch: 5,
             mapped: 9,
             created: 3,
@@ -206,6 +246,8 @@ mod tests {
             born: 4,
             log_head: 600,
             log_blocks: 1,
+            log_sums: Sums { sum: 11, mix: 12 },
+            sealed: Some(Seal { lsn: 99, epoch: 4 }),
             reaping: 3,
             reap_cursor: 12,
             blob: b"hello".to_vec(),

@@ -1,13 +1,19 @@
-//! A journal block: up to 125 units of 32 bytes, each a record or a part of one.
+//! A journal block: up to 122 units of 32 bytes, each a record or a part of one.
 //!
 //! ```text
 //!  ┌ header (64 B): index = sequence number, generation = incarnation ┐
-//!  ├ count, flags, flushed (32 B) ┬ unit 0 ┬ unit 1 ┬ ... ┬ unit 124 ┐
+//!  ├ count, flags, durable, point, promised, before (128 B) ┬ unit 0 ┬ ... ┬ unit 121 ┐
 //!  unit: kind 1, units 1, len 2, disk 4, vba 8, pba 8, crc 4, reserved 4
 //!  a snapshot takes four units: the first as above (vba = its number), then uuid, time and label
 //! ```
+//!
+//! Each block vouches for those before it: up to where they were durable when it was written, and
+//! which disks the five before it and the last durable one were about. So of one block that is lost
+//! later, or a few in a row, it can be said that they had been there, and whom they concern.
 
-use super::{Block, Damage, HEADER_LEN, Header, Kind, seal, unseal};
+pub(crate) use super::touched::Touched;
+use super::{Block, Damage, HEADER_LEN, Header, Kind, MAGIC, seal, unseal};
+use crate::limits::COUNTER_MAX;
 use crate::types::{BLOCK_SIZE, Name, Uuid};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -15,10 +21,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Bytes of a unit.
 const UNIT: usize = 32;
 /// Units a block holds.
-pub(crate) const UNITS_MAX: usize = (BLOCK_SIZE - HEADER_LEN) / UNIT - 1;
+pub(crate) const UNITS_MAX: usize = (BLOCK_SIZE - HEADER_LEN) / UNIT - 4;
+/// Blocks before it of which a block says what they were about.
+pub(crate) const BEFORE: usize = 5;
 /// Units of a snapshot record.
 pub(crate) const SNAPSHOT_UNITS: usize = 4;
-const UNITS_AT: usize = HEADER_LEN + UNIT;
+const UNITS_AT: usize = HEADER_LEN + 4 * UNIT;
 
 const KIND_WRITE: u8 = 1;
 const KIND_DISCARD: u8 = 2;
@@ -32,10 +40,13 @@ struct RawHead {
     count: U16,
     flags: U16,
     reserved: U32,
-    flushed: U64,
-    reserved2: [u8; 16],
+    durable: U64,
+    point: U64,
+    promised: [u8; 16],
+    before: [[u8; 16]; BEFORE],
+    reserved2: [u8; 8],
 }
-const _: () = assert!(size_of::<RawHead>() == UNIT);
+const _: () = assert!(size_of::<RawHead>() == 4 * UNIT);
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -73,6 +84,15 @@ pub(crate) enum Record {
 }
 
 impl Record {
+    /// Slot of the disk it is about.
+    pub fn disk(&self) -> u32 {
+        match *self {
+            Record::Write { disk, .. }
+            | Record::Discard { disk, .. }
+            | Record::Snapshot { disk, .. } => disk,
+        }
+    }
+
     /// Units it takes.
     pub fn units(&self) -> usize {
         match self {
@@ -137,15 +157,22 @@ impl Record {
 }
 
 /// The frame of a journal block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Frame {
     /// Sequence number.
     pub lsn: u64,
     pub incarnation: u64,
     /// Units in use.
     pub count: usize,
-    /// Journal blocks below this, and the data their records name, are known to be durable.
-    pub flushed: u64,
+    /// Journal blocks below this, and the data their records name, were durable when it was
+    /// written; never above its own number.
+    pub durable: u64,
+    /// Consistency point that had committed by then.
+    pub point: u64,
+    /// Disks of the blocks before it, the last one first.
+    pub before: [Touched; BEFORE],
+    /// Disks of the last durable block.
+    pub promised: Touched,
     /// No checksums: the base loses nothing that it completed.
     pub ordered: bool,
 }
@@ -157,8 +184,11 @@ pub(crate) fn finish(block: &mut Block, frame: &Frame, store: Uuid, shard: u16, 
         count: U16::new(frame.count as u16),
         flags: U16::new(if frame.ordered { FLAG_ORDERED } else { 0 }),
         reserved: U32::new(0),
-        flushed: U64::new(frame.flushed),
-        reserved2: [0; 16],
+        durable: U64::new(frame.durable),
+        point: U64::new(frame.point),
+        before: frame.before.map(Touched::to_bytes),
+        promised: frame.promised.to_bytes(),
+        reserved2: [0; 8],
     };
     block[HEADER_LEN..UNITS_AT].copy_from_slice(raw.as_bytes());
     let header = Header {
@@ -180,16 +210,45 @@ pub(crate) fn open(block: &Block, store: Uuid, shard: u16, address: u64) -> Resu
     let raw =
         RawHead::read_from_bytes(&block[HEADER_LEN..UNITS_AT]).map_err(|_| Damage::Content)?;
     let count = usize::from(raw.count.get());
-    if count > UNITS_MAX {
+    if count > UNITS_MAX || raw.durable.get() > header.index || header.index >= COUNTER_MAX {
         return Err(Damage::Content);
     }
     Ok(Frame {
         lsn: header.index,
         incarnation: header.generation,
         count,
-        flushed: raw.flushed.get(),
+        durable: raw.durable.get(),
+        point: raw.point.get(),
+        before: raw.before.map(Touched::from_bytes),
+        promised: Touched::from_bytes(raw.promised),
         ordered: raw.flags.get() & FLAG_ORDERED != 0,
     })
+}
+
+/// What a block whose checksum is wrong says of itself: that it is journal block `lsn` of this
+/// incarnation, about these disks. It was written once, and is torn or rotten.
+pub(crate) fn claims(
+    block: &Block,
+    store: Uuid,
+    lsn: u64,
+    incarnation: u64,
+) -> Option<Result<Touched, Damage>> {
+    let header = super::RawHeader::read_from_bytes(&block[..HEADER_LEN]).ok()?;
+    let same = header.magic == MAGIC
+        && header.kind == Kind::Journal as u8
+        && header.store == store.0
+        && (header.index.get(), header.generation.get()) == (lsn, incarnation);
+    if !same {
+        return None;
+    }
+    let head = RawHead::read_from_bytes(&block[HEADER_LEN..UNITS_AT]).ok()?;
+    let (count, mut touched) = (usize::from(head.count.get()), Touched::default());
+    let whole = if count <= UNITS_MAX {
+        records(block, count, |record| touched.add(record.disk()))
+    } else {
+        Err(Damage::Content)
+    };
+    Some(whole.map(|()| touched))
 }
 
 /// Calls `f` for each record of an opened block.
@@ -225,7 +284,10 @@ mod tests {
             record.write(&mut block, count);
             count += record.units();
         }
-        let frame = Frame { lsn: 77, incarnation: 2, count, flushed: 70, ordered: true };
+        let mut frame = Frame { lsn: 77, incarnation: 2, count, ordered: true, ..Frame::default() };
+        (frame.durable, frame.point) = (70, 6);
+        frame.before[3].add(9);
+        frame.promised.add(4);
         finish(&mut block, &frame, Uuid([1; 16]), 0, 500);
         assert_eq!(open(&block, Uuid([1; 16]), 0, 500), Ok(frame));
         let mut read = Vec::new();

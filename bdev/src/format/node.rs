@@ -1,17 +1,24 @@
 //! A radix node: 512 links of 48 bits, then a 1 KiB header.
 //!
 //! ```text
-//!  0                          3072             3136                        4096
-//!  ┌ link 0 ┬ link 1 ┬ ... 511 ┬ header (64 B)  ┬ birth, shared_with, zero    ┐
-//!  └ 6 bytes, little-endian ───┴────────────────┴─────────────────────────────┘
+//!  0                          3072        3136     3152                3920              4096
+//!  ┌ link 0 ┬ link 1 ┬ ... 511 ┬ header    ┬ birth, ┬ stamp 0 ┬ ... 511 ┬ zero            ┐
+//!  │ 6 bytes, little-endian    │ (64 B)    │ shared │ 12 bits, two in   │ (room for 2 bits│
+//!  │                           │           │ _with  │ three bytes       │  a link)        │
+//!  └───────────────────────────┴───────────┴────────┴───────────────────┴─────────────────┘
 //!   link: bit 47 = read-only (everything below is shared with an older version), 0-46 = block,
 //!         all ones = what was here is lost
 //! ```
+//!
+//! A link to a node carries a [`Stamp`]: which consistency point wrote that node. So an older node of
+//! the same place at the same address, as a lost write leaves it, does not pass for the newer one.
+//! In RAM the stamp stands above the 48 bits of the link. A leaf's links have none.
 
 use super::superblock::Geometry;
 use super::{Block, Damage, HEADER_LEN, Header, Kind, seal, unseal};
+use crate::canary::{Canary, planted};
 use crate::limits::{LEVEL_MAX, LINKS};
-use crate::types::Uuid;
+use crate::types::{BLOCK_SIZE, Uuid};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -26,14 +33,97 @@ pub(crate) const READ_ONLY: u64 = 1 << 47;
 pub(crate) const ADDRESS: u64 = READ_ONLY - 1;
 /// The block of a link to what a damaged node had led to: reads and writes there are errors.
 pub(crate) const LOST: u64 = ADDRESS;
-/// All that lies on disk; bits above are the cache's own.
+/// All of a link that lies among the links; in a leaf, bits above are the cache's own.
 pub(crate) const ON_DISK: u64 = READ_ONLY | ADDRESS;
+/// Where a link in RAM has its stamp.
+const STAMP_SHIFT: u32 = 48;
+const STAMP_BITS: u64 = 0xfff << STAMP_SHIFT;
+const STAMPS_AT: usize = EXTRA_AT + EXTRA_LEN;
+const STAMPS_LEN: usize = LINKS / 2 * 3;
+const _: () = assert!(STAMPS_AT + STAMPS_LEN + LINKS / 4 <= BLOCK_SIZE, "two bits a link are left");
+/// Points that stamps tell apart: a prime, so that no round number of points between two writes to
+/// one block makes them look alike.
+const STAMPS: u64 = 4093;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct RawExtra {
     birth: U64,
     shared_with: U64,
+}
+
+/// Which consistency point must have written a node, as far as what leads there says: all of its
+/// number for a root, the number modulo [`STAMPS`] for a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stamp(u64);
+
+/// A stamp of a link; its remainder is in the low bits.
+const OF_LINK: u64 = 1 << 63;
+
+impl Stamp {
+    /// A node of that very point.
+    pub fn exactly(generation: u64) -> Stamp {
+        Stamp(generation & !OF_LINK)
+    }
+
+    /// True if a node of that consistency point may be the one that is meant.
+    pub fn fits(self, generation: u64) -> bool {
+        if planted(Canary::StaleNode) {
+            return true;
+        }
+        match self.0 & OF_LINK {
+            0 => self.0 == generation,
+            _ => self.0 & !OF_LINK == generation % STAMPS,
+        }
+    }
+
+    /// True if a node may fit both.
+    pub fn agrees(self, other: Stamp) -> bool {
+        match (self.0 & OF_LINK, other.0 & OF_LINK) {
+            (0, _) => other.fits(self.0),
+            (_, 0) => self.fits(other.0),
+            _ => self == other,
+        }
+    }
+
+    /// The newest point up to `last` that fits, if any does.
+    pub fn newest(self, last: u64) -> Option<u64> {
+        let rest = self.0 & !OF_LINK;
+        match self.0 & OF_LINK {
+            0 => (rest <= last).then_some(rest),
+            _ if rest >= STAMPS => None,
+            _ => Some(last.checked_sub(rest)? / STAMPS * STAMPS + rest),
+        }
+    }
+}
+
+/// What leads to a node: where it is, and when it must have been written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NodeRef {
+    /// 0 = there is none, or [`LOST`].
+    pub address: u64,
+    pub stamp: Stamp,
+}
+
+impl NodeRef {
+    /// Of a link in RAM of a node above the leaves.
+    pub fn of_link(link: u64) -> NodeRef {
+        let stamp = Stamp((link & STAMP_BITS) >> STAMP_SHIFT | OF_LINK);
+        NodeRef { address: link & ADDRESS, stamp }
+    }
+
+    /// True if both lead to the same node.
+    pub fn same(self, other: NodeRef) -> bool {
+        self.address == other.address && self.stamp.agrees(other.stamp)
+    }
+}
+
+/// The link to a node at `address` that consistency point `generation` wrote; 0 if there is none.
+pub(crate) fn link_to(address: u64, generation: u64) -> u64 {
+    match address {
+        0 | LOST => address,
+        _ => address | (generation % STAMPS) << STAMP_SHIFT,
+    }
 }
 
 /// What a node says of itself beside its links.
@@ -60,7 +150,7 @@ pub(crate) fn linkable(links: &[u64; LINKS], geometry: &Geometry) -> bool {
     blocks.all(|block| block == 0 || block == LOST || geometry.linkable(block))
 }
 
-/// Writes a node for `address`; returns false if no link is set (the caller drops such nodes).
+/// Writes a node for `address`.
 pub(crate) fn write(
     block: &mut Block,
     links: &[u64; LINKS],
@@ -75,6 +165,9 @@ pub(crate) fn write(
     block[HEADER_AT..].fill(0);
     let extra = RawExtra { birth: U64::new(info.birth), shared_with: U64::new(info.shared_with) };
     block[EXTRA_AT..EXTRA_AT + EXTRA_LEN].copy_from_slice(extra.as_bytes());
+    if info.level > 0 {
+        write_stamps(block, links);
+    }
     let header = Header {
         kind: Kind::Node,
         level: info.level,
@@ -86,6 +179,28 @@ pub(crate) fn write(
         generation: info.generation,
     };
     seal(block, &header);
+}
+
+fn write_stamps(block: &mut Block, links: &[u64; LINKS]) {
+    let stamps = block[STAMPS_AT..STAMPS_AT + STAMPS_LEN].chunks_exact_mut(6);
+    for (bytes, four) in stamps.zip(links.chunks_exact(4)) {
+        let stamp = |i: usize| (four[i] & STAMP_BITS) >> STAMP_SHIFT << (12 * i);
+        let all = stamp(0) | stamp(1) | stamp(2) | stamp(3);
+        bytes.copy_from_slice(&all.to_le_bytes()[..6]);
+    }
+}
+
+/// Puts the stamps above the links that lead to a node.
+fn read_stamps(block: &Block, links: &mut [u64; LINKS]) {
+    let stamps = block[STAMPS_AT..STAMPS_AT + STAMPS_LEN].chunks_exact(3);
+    for (bytes, two) in stamps.zip(links.chunks_exact_mut(2)) {
+        let both = u64::from(bytes[0]) | u64::from(bytes[1]) << 8 | u64::from(bytes[2]) << 16;
+        for (link, stamp) in two.iter_mut().zip([both & 0xfff, both >> 12]) {
+            if !matches!(*link & ADDRESS, 0 | LOST) {
+                *link |= stamp << STAMP_SHIFT;
+            }
+        }
+    }
 }
 
 /// Reads the node at `address` into `links`.
@@ -107,6 +222,9 @@ pub(crate) fn read(
         // What is lost can be neither overwritten nor freed.
         *link |= if *link & ADDRESS == LOST { READ_ONLY } else { 0 };
     }
+    if header.level > 0 {
+        read_stamps(block, links);
+    }
     let extra = RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + EXTRA_LEN])
         .map_err(|_| Damage::Content)?;
     Ok(NodeInfo {
@@ -122,22 +240,112 @@ pub(crate) fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::BLOCK_SIZE;
 
-    #[test]
-    fn links_keep_48_bits_and_lose_the_caches_own() {
+    const STORE: Uuid = Uuid([1; 16]);
+
+    fn info(level: u8) -> NodeInfo {
+        NodeInfo { level, owner: 4, index: 6, generation: 8, birth: 3, shared_with: 1 }
+    }
+
+    fn header_of(info: &NodeInfo) -> Header {
+        let NodeInfo { level, owner, index, generation, .. } = *info;
+        Header {
+            kind: Kind::Node,
+            level,
+            owner,
+            store: STORE,
+            shard: 0,
+            address: 55,
+            index,
+            generation,
+        }
+    }
+
+    /// Links of all sorts, with bits of the cache's own above.
+    fn links() -> [u64; LINKS] {
         let mut links = [0u64; LINKS];
         for (i, link) in links.iter_mut().enumerate() {
             *link = (i as u64 * 0x1_2345_6789_abcd) ^ (i as u64) << 40;
         }
-        let info =
-            NodeInfo { level: 2, owner: 4, index: 6, generation: 8, birth: 3, shared_with: 1 };
-        let (store, mut block, mut out) = (Uuid([1; 16]), [0; BLOCK_SIZE], [0; LINKS]);
-        write(&mut block, &links, &info, store, 0, 55);
-        assert_eq!(read(&block, &mut out, store, 0, 55), Ok(info));
+        (links[7], links[8]) = (0, LOST | READ_ONLY);
+        links
+    }
+
+    #[test]
+    fn links_of_a_leaf_keep_48_bits_and_lose_the_caches_own() {
+        let (links, mut block, mut out) = (links(), [0; BLOCK_SIZE], [0; LINKS]);
+        write(&mut block, &links, &info(0), STORE, 0, 55);
+        assert_eq!(read(&block, &mut out, STORE, 0, 55), Ok(info(0)));
         for (a, b) in links.iter().zip(out) {
             assert_eq!(a & ON_DISK, b);
         }
-        assert_eq!(read(&block, &mut out, store, 0, 56), Err(Damage::Address));
+        assert_eq!(read(&block, &mut out, STORE, 0, 56), Err(Damage::Address));
+    }
+
+    #[test]
+    fn links_to_nodes_keep_their_stamps() {
+        let (mut links, mut block, mut out) = (links(), [0; BLOCK_SIZE], [0; LINKS]);
+        for (i, link) in links.iter_mut().enumerate().filter(|(_, l)| **l & ADDRESS != LOST) {
+            *link = link_to(*link & ADDRESS, i as u64 * 977) | *link & READ_ONLY;
+        }
+        write(&mut block, &links, &info(2), STORE, 0, 55);
+        assert_eq!(read(&block, &mut out, STORE, 0, 55), Ok(info(2)));
+        assert_eq!(links, out);
+        for (i, &link) in
+            links.iter().enumerate().filter(|(_, l)| !matches!(**l & ADDRESS, 0 | LOST))
+        {
+            let NodeRef { address, stamp } = NodeRef::of_link(link);
+            assert_eq!(address, link & ADDRESS);
+            assert!(stamp.fits(i as u64 * 977) && !stamp.fits(i as u64 * 977 + 1));
+        }
+        assert!(block[STAMPS_AT + STAMPS_LEN..].iter().all(|b| *b == 0), "room for later");
+    }
+
+    #[test]
+    fn holes_and_losses_have_no_stamp_whatever_lies_there() {
+        let (mut block, mut out) = ([0; BLOCK_SIZE], [0; LINKS]);
+        let mut links = [0; LINKS];
+        links[1] = LOST | READ_ONLY;
+        write(&mut block, &links, &info(1), STORE, 0, 55);
+        block[STAMPS_AT..].fill(0xff);
+        let header = header_of(&info(1));
+        seal(&mut block, &header);
+        assert_eq!(read(&block, &mut out, STORE, 0, 55), Ok(info(1)));
+        assert_eq!(links, out);
+    }
+
+    #[test]
+    fn a_stamp_tells_points_apart() {
+        let link = |generation| NodeRef::of_link(link_to(99, generation)).stamp;
+        for generation in [1u64, 2, 4092, 4093, 4094, 1 << 20, (1 << 48) - 1] {
+            // Surely where they are near, and at every power of two.
+            for older in generation.saturating_sub(STAMPS - 1)..generation {
+                assert!(!link(generation).fits(older) && !link(older).fits(generation));
+            }
+            for back in (0..48).filter_map(|bit| generation.checked_sub(1 << bit)) {
+                assert!(!link(generation).fits(back));
+            }
+            assert!(link(generation).fits(generation));
+            let exact = Stamp::exactly(generation);
+            assert!(exact.fits(generation) && !exact.fits(generation + STAMPS));
+            assert!(exact.agrees(link(generation)) && link(generation).agrees(exact));
+            assert!(!exact.agrees(Stamp::exactly(generation + 1)));
+            assert!(!exact.agrees(link(generation + 1)) && !link(generation + 1).agrees(exact));
+        }
+    }
+
+    #[test]
+    fn the_newest_point_that_fits_is_the_newest() {
+        for last in [0u64, 1, 5, 4092, 4093, 4094, 9000] {
+            for generation in (0..9001).step_by(41) {
+                let stamp = NodeRef::of_link(link_to(99, generation)).stamp;
+                let newest = (0..=last).rev().find(|g| stamp.fits(*g));
+                assert_eq!(stamp.newest(last), newest);
+                let exact = Stamp::exactly(generation).newest(last);
+                assert_eq!(exact, (generation <= last).then_some(generation));
+            }
+        }
+        // A remainder that no number has.
+        assert_eq!(NodeRef::of_link(99 | 0xfff << STAMP_SHIFT).stamp.newest(1 << 40), None);
     }
 }

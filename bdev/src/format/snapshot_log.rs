@@ -1,7 +1,7 @@
 //! A block of a disk's snapshot log: up to 31 snapshots, and the block before it.
 
 use super::{Block, Damage, HEADER_LEN, Header, Kind, seal};
-use crate::limits::LEVEL_MAX;
+use crate::limits::{LEVEL_MAX, POINTS_MAX};
 use crate::types::{BLOCK_SIZE, Name, Uuid};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -21,12 +21,16 @@ pub(crate) struct LogEntry {
     pub time: u64,
     pub root: u64,
     pub root_level: u8,
+    /// Consistency point that wrote the root node.
+    pub root_generation: u64,
     pub size: u64,
     pub mapped: u64,
     /// Deleted; its space is coming back.
     pub dying: bool,
     /// Nothing is left of it but its place between other versions.
     pub ghost: bool,
+    /// A repair has given up something of it: what came before may have what comes after has.
+    pub holed: bool,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -39,11 +43,12 @@ struct RawEntry {
     mapped: U64,
     root_level: u8,
     dying: u8,
-    reserved: [u8; 6],
+    root_generation: [u8; 6],
     uuid: [u8; 16],
     label: [u8; 64],
 }
 const _: () = assert!(size_of::<RawEntry>() == ENTRY);
+const _: () = assert!(POINTS_MAX == 1 << 48, "their numbers have six bytes");
 
 /// Where a log block stands.
 #[derive(Clone, Copy)]
@@ -75,8 +80,8 @@ pub(crate) fn write(
             size: U64::new(e.size),
             mapped: U64::new(e.mapped),
             root_level: e.root_level,
-            dying: u8::from(e.dying) | u8::from(e.ghost) << 1,
-            reserved: [0; 6],
+            dying: u8::from(e.dying) | u8::from(e.ghost) << 1 | u8::from(e.holed && !e.ghost) << 2,
+            root_generation: e.root_generation.to_le_bytes()[..6].try_into().expect("6 bytes"),
             uuid: e.uuid.0,
             label: e.label.to_bytes(),
         };
@@ -109,7 +114,7 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
         // A ghost is deleted and has no tree.
         let ghost = raw.dying & 2 != 0;
         if raw.root_level > LEVEL_MAX
-            || raw.dying > 3
+            || raw.dying > 7
             || (ghost && (raw.dying != 3 || raw.root.get() != 0))
         {
             return Err(Damage::Content);
@@ -121,10 +126,16 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
             time: raw.time.get(),
             root: raw.root.get(),
             root_level: raw.root_level,
+            root_generation: {
+                let mut wide = [0; 8];
+                wide[..6].copy_from_slice(&raw.root_generation);
+                u64::from_le_bytes(wide)
+            },
             size: raw.size.get(),
             mapped: raw.mapped.get(),
             dying: raw.dying & 1 != 0,
             ghost,
+            holed: raw.dying & 4 != 0,
         });
     }
     let previous = block[PREVIOUS_AT..PREVIOUS_AT + 8].try_into().expect("8 bytes");
@@ -144,10 +155,12 @@ mod tests {
             time: 4,
             root: 5,
             root_level: 1,
+            root_generation: POINTS_MAX - 1,
             size: 1 << 20,
             mapped: 6,
             dying: true,
             ghost: false,
+            holed: true,
         };
         let mut entries = [None; ENTRIES];
         entries[7] = Some(entry);

@@ -2,14 +2,18 @@
 //! layout.
 //!
 //! Both copies are written at each consistency point, one after the other with a flush between:
-//! first the copy that is not the newest, which commits, then the other, so that damage to either
-//! never costs more than nothing.
+//! first the copy that is not the newest, which commits, then the other. Nothing relies on a point
+//! before both copies are durable, so damage to either never costs anything. It carries sums over
+//! the generations of all pairs (see [`super::pairs`]).
 
 use super::extent::{self, CATALOGUE_ENTRIES};
 use super::label::StoreLabel;
+use super::pairs::{GROUPS, PairSums, RawSums, Sums};
 use super::{Block, Damage, Header, Kind, payload, payload_mut, seal, unseal};
 use crate::error::{Error, ErrorKind};
-use crate::limits::{COUNTER_MAX, DISKS_MAX, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, EXTENTS_MAX};
+use crate::limits::{
+    COUNTER_MAX, DISKS_MAX, EXTENT_BLOCKS_MAX, EXTENT_BLOCKS_MIN, EXTENTS_MAX, POINTS_MAX,
+};
 use crate::types::{BLOCK_SIZE, Uuid};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -111,6 +115,28 @@ impl Geometry {
         (extent < self.extent_count).then_some(extent)
     }
 
+    /// Number of a catalogue block's pair among all.
+    pub fn catalogue_pair(&self, pair: u64) -> usize {
+        pair as usize
+    }
+
+    /// Number of a record slot's pair among all.
+    pub fn record_pair(&self, slot: u64) -> usize {
+        (self.catalogue_pairs + slot) as usize
+    }
+
+    /// First block of a pair, by its number among all.
+    pub fn pair_block(&self, index: usize) -> u64 {
+        self.catalogue + 2 * index as u64
+    }
+
+    /// Number of the pair that a block is a copy of; `None` for other blocks.
+    pub fn pair_of(&self, block: u64) -> Option<usize> {
+        (self.catalogue..self.journal)
+            .contains(&block)
+            .then(|| (block - self.catalogue) as usize / 2)
+    }
+
     /// First block of an extent (its bitmap, copy A).
     pub fn extent_start(&self, extent: u64) -> u64 {
         self.extents + extent * self.extent_blocks
@@ -140,6 +166,8 @@ pub(crate) struct Superblock {
     pub incarnation: u64,
     /// Record slots at and above this were never used.
     pub records_used: u64,
+    /// Which generation of each pair it commits.
+    pub sums: PairSums,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -160,8 +188,10 @@ struct RawSuperblock {
     records_used: U64,
     shard: U32,
     reserved: U32,
+    sums: [RawSums; GROUPS],
 }
-const _: () = assert!(size_of::<RawSuperblock>() == 112);
+const _: () = assert!(size_of::<RawSuperblock>() == 112 + 16 * GROUPS);
+const _: () = assert!(size_of::<RawSuperblock>() + super::HEADER_LEN <= BLOCK_SIZE);
 
 impl Superblock {
     /// Writes the copy that belongs at block `copy` (0 or 1).
@@ -184,6 +214,7 @@ impl Superblock {
             records_used: U64::new(self.records_used),
             shard: U32::new(u32::from(shard)),
             reserved: U32::new(0),
+            sums: self.sums.0.map(Sums::raw),
         };
         let header = Header {
             kind: Kind::Superblock,
@@ -218,6 +249,7 @@ impl Superblock {
         let counters = [header.generation, raw.journal_tail.get(), raw.incarnation.get()];
         let lawful = geometry.lawful()
             && raw.records_used.get() <= geometry.record_slots
+            && header.generation < POINTS_MAX
             && counters.iter().all(|&counter| counter < COUNTER_MAX);
         if !lawful {
             return Err(Damage::Content);
@@ -228,6 +260,7 @@ impl Superblock {
             journal_tail: raw.journal_tail.get(),
             incarnation: raw.incarnation.get(),
             records_used: raw.records_used.get(),
+            sums: PairSums(raw.sums.map(Sums::of)),
         })
     }
 }
@@ -242,7 +275,9 @@ pub(crate) fn format_region(
     let geometry = Geometry::plan(label.region_bytes / block, journal_bytes / block)?;
     let shard = shard as u16;
     let mut writes = Vec::new();
+    let mut sums = PairSums::default();
     for pair in 0..geometry.catalogue_pairs {
+        sums.change(geometry.catalogue_pair(pair), 0, 1);
         let at = geometry.catalogue + 2 * pair;
         let first = pair * CATALOGUE_ENTRIES as u64;
         let entries = extent::empty_entries(&geometry, first);
@@ -254,8 +289,14 @@ pub(crate) fn format_region(
         }
         writes.push((at, both));
     }
-    let superblock =
-        Superblock { geometry, generation: 1, journal_tail: 1, incarnation: 1, records_used: 0 };
+    let superblock = Superblock {
+        geometry,
+        generation: 1,
+        journal_tail: 1,
+        incarnation: 1,
+        records_used: 0,
+        sums,
+    };
     let mut both = Vec::with_capacity(2 * BLOCK_SIZE);
     for copy in 0..2 {
         let mut bytes = [0; BLOCK_SIZE];
@@ -288,12 +329,15 @@ mod tests {
     #[test]
     fn a_superblock_reads_back_and_impossible_ones_do_not() {
         let geometry = Geometry::plan(8192, 0).unwrap();
+        let mut sums = PairSums::default();
+        sums.change(5, 0, 7);
         let sb = Superblock {
             geometry,
             generation: 7,
             journal_tail: 9,
             incarnation: 2,
             records_used: 3,
+            sums,
         };
         let (store, mut block) = (Uuid([1; 16]), [0; BLOCK_SIZE]);
         sb.write(&mut block, store, 4, 1);

@@ -6,6 +6,7 @@
 //! are evicted by CLOCK, and only by a second chance earned after insertion: a scan passes through
 //! without pushing out what is used again.
 
+use crate::format::node::NodeRef;
 use crate::limits::LINKS;
 use crate::slots::{List, NONE};
 
@@ -61,8 +62,8 @@ pub(crate) struct Meta {
     /// Blocks that a write-like request holds.
     pub busy: [u64; LINKS / 64],
     pub waiters: List,
-    /// Loading: where it is read from, into which page, how often it was tried.
-    pub address: u64,
+    /// Loading: what leads to it.
+    pub node: NodeRef,
 }
 
 pub(crate) struct NodeCache {
@@ -116,7 +117,7 @@ impl NodeCache {
             entry: NONE,
             busy: [0; LINKS / 64],
             waiters: List::EMPTY,
-            address: 0,
+            node: NodeRef::of_link(0),
         });
         let table = (count * 2).next_power_of_two();
         self.table = vec![EMPTY; table];

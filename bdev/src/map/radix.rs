@@ -4,7 +4,8 @@ use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::disk::Root;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
-use crate::format::node;
+use crate::format::Damage;
+use crate::format::node::{self, NodeRef};
 use crate::limits::{LEVEL_BITS, LEVEL_MAX, LINKS, SYSTEM_READS};
 use crate::map::node_cache::{Key, State};
 use crate::page::PageId;
@@ -26,7 +27,7 @@ pub(crate) enum Found {
     Lost,
 }
 
-/// Bits of a cached link that tell when it was set.
+/// Bits of a cached link of a leaf that tell when it was set.
 pub(crate) const TAG_SHIFT: u32 = 48;
 
 /// The mark of links set after freeze number `freeze`; never 0, which means "long ago".
@@ -68,19 +69,19 @@ impl Engine {
             }
             let child = index >> (LEVEL_BITS * u32::from(level - 1));
             let link = self.cache.links[slot as usize][child as usize % LINKS];
-            let address = link & node::ADDRESS;
-            match address {
+            let node = NodeRef::of_link(link);
+            match node.address {
                 0 => return Found::Absent,
                 node::LOST => return Found::Lost,
                 _ => {}
             }
-            return self.load_node(Key::new(tree, level - 1, child), address, self.cache_reserve());
+            return self.load_node(Key::new(tree, level - 1, child), node, self.cache_reserve());
         }
         if root.address == 0 {
             return Found::Absent;
         }
         let child = index >> (LEVEL_BITS * u32::from(root.level));
-        self.load_node(Key::new(tree, root.level, child), root.address, self.cache_reserve())
+        self.load_node(Key::new(tree, root.level, child), root.node(), self.cache_reserve())
     }
 
     /// The first leaf behind the hole that leaf `index` lies in, as far as the nearest cached
@@ -101,8 +102,8 @@ impl Engine {
         if root.address == 0 { past_all } else { index + 1 }
     }
 
-    /// Starts reading the node at `address`.
-    pub(crate) fn load_node(&mut self, key: Key, address: u64, reserve: usize) -> Found {
+    /// Starts reading the node that `node` leads to.
+    pub(crate) fn load_node(&mut self, key: Key, node: NodeRef, reserve: usize) -> Found {
         let pages_kept = self.page_reserve + if reserve > 0 { SYSTEM_READS } else { 0 };
         let Some(page) = self.pages.take_above(pages_kept) else { return Found::NoRoom };
         let Some(slot) = self.cache.insert(key, State::Loading, reserve) else {
@@ -111,7 +112,7 @@ impl Engine {
         };
         self.stats.cache_misses += 1;
         let meta = &mut self.cache.meta[slot as usize];
-        meta.address = address;
+        meta.node = node;
         meta.entry = page.0;
         self.issue_node_read(slot);
         Found::Loading(slot)
@@ -119,7 +120,7 @@ impl Engine {
 
     fn issue_node_read(&mut self, slot: u32) {
         let meta = &self.cache.meta[slot as usize];
-        let (address, page) = (meta.address, PageId(meta.entry));
+        let (address, page) = (meta.node.address, PageId(meta.entry));
         let addr = self.pages.addr(page);
         self.issue(tag(Class::Node, 0, slot), BaseOp::Read, address, addr, 4096);
     }
@@ -127,9 +128,9 @@ impl Engine {
     pub(crate) fn node_read_done(&mut self, slot: u32, result: Result<(), BaseError>) {
         let meta = &self.cache.meta[slot as usize];
         assert_eq!(meta.state, State::Loading, "a node arrived that nobody waits for");
-        let (key, address, page) = (meta.key, meta.address, PageId(meta.entry));
+        let (key, node, page) = (meta.key, meta.node, PageId(meta.entry));
         let outcome = match result {
-            Ok(()) => self.adopt_node(slot, key, address, page),
+            Ok(()) => self.adopt_node(slot, key, node, page),
             Err(_) => Err(Status::IoError),
         };
         self.pages.give(page);
@@ -162,9 +163,10 @@ impl Engine {
         &mut self,
         slot: u32,
         key: Key,
-        address: u64,
+        node: NodeRef,
         page: PageId,
     ) -> Result<(), Status> {
+        let address = node.address;
         let disk = self.disk_of_tree(key.tree());
         let links = &mut self.cache.links[slot as usize];
         let read = node::read(self.pages.bytes(page), links, self.store, self.shard, address);
@@ -175,11 +177,14 @@ impl Engine {
                 && info.index == key.index()
                 && info.generation <= self.superblock.generation + 1
                 && self.may_own(disk, info.owner);
-            let linkable = node::linkable(links, geometry);
-            match (fits, linkable) {
-                (true, true) => Ok(info),
-                (true, false) => Err(crate::format::Damage::Content),
-                (false, _) => Err(crate::format::Damage::Identity),
+            if !fits {
+                Err(Damage::Identity)
+            } else if !node.stamp.fits(info.generation) {
+                Err(Damage::Stale)
+            } else if !node::linkable(links, geometry) {
+                Err(Damage::Content)
+            } else {
+                Ok(info)
             }
         });
         match lawful {

@@ -11,9 +11,9 @@
 
 use super::checkpoint::{Dropped, Step, Undecided};
 use crate::canary::{Canary, planted};
-use crate::disk::level_for;
+use crate::disk::{Root, level_for};
 use crate::engine::{Engine, EngineState};
-use crate::format::node::{self, NodeInfo};
+use crate::format::node::{self, NodeInfo, NodeRef};
 use crate::limits::{CHUNK_BLOCKS, LEVEL_BITS, LINKS};
 use crate::map::node_cache::{Key, State};
 use crate::map::radix::Found;
@@ -92,13 +92,13 @@ impl Engine {
         let Some(slot) = self.cache.insert(Key::new(id, level, 0), State::Open, 0) else {
             return false;
         };
-        self.cache.links[slot as usize][0] = root.address;
+        self.cache.links[slot as usize][0] = node::link_to(root.address, root.generation);
         self.cache.meta[slot as usize].birth = epoch;
         // A root that grows twice in one go hangs below the next: it is written on closing.
         self.checkpoint.path[level as usize] = slot;
         let disk = self.disks[id as usize].as_mut().expect("exists");
         disk.root.level = level;
-        disk.root.address = 0;
+        disk.root = disk.root.emptied();
         true
     }
 
@@ -111,13 +111,14 @@ impl Engine {
             Some(slot) if self.cache.pin(slot, 0) => slot,
             Some(_) => return false,
             None => {
-                let address = self.parent_link(version.disk, level, index) & node::ADDRESS;
+                let found = self.parent_link(version.disk, level, index);
+                let address = found.address;
                 let lost = address == node::LOST || self.give_up_on(key, address);
                 if self.failed.is_some() {
                     return false;
                 }
                 if address != 0 && !lost {
-                    let found = self.load_node(key, address, 0);
+                    let found = self.load_node(key, found, 0);
                     assert!(matches!(found, Found::Loading(_) | Found::NoRoom));
                     return false;
                 }
@@ -176,25 +177,29 @@ impl Engine {
         self.event(true, text);
     }
 
-    /// The link that leads to the node of `level` at `index`.
-    fn parent_link(&self, disk: u32, level: u8, index: u64) -> u64 {
+    /// What leads to the node of `level` at `index`.
+    fn parent_link(&self, disk: u32, level: u8, index: u64) -> NodeRef {
         let root = self.disk(disk).root;
         if level == root.level {
-            return root.address;
+            return root.node();
         }
         let parent = self.checkpoint.path[level as usize + 1];
         assert_ne!(parent, NONE, "a node is opened before its parent");
-        self.cache.links[parent as usize][index as usize % LINKS]
+        NodeRef::of_link(self.cache.links[parent as usize][index as usize % LINKS])
     }
 
+    /// Leads to the node of `level` at `index` that this checkpoint has written, if `address` is
+    /// not 0.
     fn set_parent_link(&mut self, disk: u32, level: u8, index: u64, address: u64) {
+        let generation = self.superblock.generation + 1;
         let root = &mut self.disks[disk as usize].as_mut().expect("exists").root;
         if level == root.level {
-            root.address = address;
+            *root = Root { address, level, generation };
             return;
         }
         let parent = self.checkpoint.path[level as usize + 1];
-        self.cache.links[parent as usize][index as usize % LINKS] = address;
+        let link = node::link_to(address, generation);
+        self.cache.links[parent as usize][index as usize % LINKS] = link;
     }
 
     /// Writes the open node of `level` and links it into its parent. False: no buffer is free.
@@ -252,7 +257,7 @@ impl Engine {
             self.seal_full_chunk();
         }
         let end = (index + 1) << (LEVEL_BITS * u32::from(level));
-        let old = self.parent_link(version.disk, level, index) & node::ADDRESS;
+        let old = self.parent_link(version.disk, level, index).address;
         let older = self.disk(version.disk).older(version.epoch, end);
         let old = if old == node::LOST { 0 } else { old };
         if old != 0 && prev_birth >= older.floor {

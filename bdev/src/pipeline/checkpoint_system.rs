@@ -45,8 +45,7 @@ impl Engine {
                 Some(block) => block,
                 None => match self.take_pair() {
                     Some(address) => {
-                        let (used, side) = (0, 1);
-                        disk.log.push(LogBlock { address, side, used, dirty: true, fresh: true });
+                        disk.log.push(LogBlock::fresh(address));
                         disk.dirty = true;
                         disk.log.len() - 1
                     }
@@ -81,10 +80,12 @@ impl Engine {
                 time: snap.time,
                 root: root.address,
                 root_level: root.level,
+                root_generation: root.generation,
                 size: snap.size,
                 mapped: snap.mapped,
                 dying: snap.dying,
                 ghost: snap.ghost,
+                holed: snap.holed,
             });
         }
         let previous = if number == 0 { 0 } else { disk.log[number - 1].address };
@@ -100,6 +101,10 @@ impl Engine {
                 return false;
             }
             block.side = side;
+            disk.log_sums.change(number, block.generation, generation);
+            block.generation = generation;
+            // The record says which generation of the log counts.
+            disk.dirty = true;
             if !std::mem::take(&mut block.fresh) {
                 break;
             }
@@ -174,7 +179,18 @@ impl Engine {
         let mut block = [0; 4096];
         let address = self.space.write_catalogue(pair, &mut block, store, shard, generation);
         assert!(self.write_page(address, |b| b.copy_from_slice(&block)), "a writer was free");
+        self.pair_written(self.superblock.geometry.catalogue_pair(pair as u64), generation);
         Step::Go
+    }
+
+    /// The next superblock commits this generation of a pair.
+    fn pair_written(&mut self, index: usize, generation: u64) {
+        let all = &mut self.checkpoint.generations;
+        if index >= all.len() {
+            all.resize(index + 1, 0);
+        }
+        let before = std::mem::replace(&mut all[index], generation);
+        self.superblock.sums.change(index, before, generation);
     }
 
     pub(crate) fn records_step(&mut self) -> Step {
@@ -213,6 +229,7 @@ impl Engine {
         let free = self.free_records.iter_mut().find(|(s, _)| *s == slot).expect("listed with it");
         free.1 = side;
         self.scrub.pop();
+        self.pair_written(self.superblock.geometry.record_pair(u64::from(slot)), generation);
         Step::Go
     }
 
@@ -231,6 +248,7 @@ impl Engine {
             size: disk.record_size,
             root: disk.root.address,
             root_level: disk.root.level,
+            root_generation: disk.root.generation,
             epoch: disk.frozen_epoch,
             mapped: disk.frozen_mapped,
             created: disk.created,
@@ -239,6 +257,8 @@ impl Engine {
             born: disk.born,
             log_head: disk.log.last().map_or(0, |b| b.address),
             log_blocks: disk.log.len() as u64,
+            log_sums: disk.log_sums,
+            sealed: disk.sealed,
             reaping: disk.reaping,
             reap_cursor: if planted(Canary::CursorLost) { 0 } else { disk.reap_cursor },
             blob: disk.blob.clone(),
@@ -264,6 +284,8 @@ impl Engine {
             if !std::mem::take(&mut fresh) {
                 disk.fresh = false;
                 disk.dirty = false;
+                let index = self.superblock.geometry.record_pair(u64::from(slot));
+                self.pair_written(index, generation);
                 return true;
             }
         }

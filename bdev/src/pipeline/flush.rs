@@ -8,6 +8,7 @@
 use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
+use crate::format::journal::Touched;
 use crate::slots::{List, Stage};
 use crate::status::{BaseError, Status};
 
@@ -20,8 +21,8 @@ pub(crate) struct Flush {
     current: List,
     /// Asked after it began.
     next: List,
-    /// Journal blocks below this were written when it began.
-    covers: u64,
+    /// Journal blocks below this were written when it began; and the disks of the last of them.
+    covers: (u64, Touched),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +39,7 @@ impl Default for Flush {
             checkpoint: Asked::No,
             current: List::EMPTY,
             next: List::EMPTY,
-            covers: 0,
+            covers: (0, Touched::default()),
         }
     }
 }
@@ -87,9 +88,9 @@ impl Engine {
             self.flush.checkpoint = Asked::Current;
         }
         self.flush.current = std::mem::replace(&mut self.flush.next, List::EMPTY);
-        self.flush.covers = self.applied_lsn().0;
+        self.flush.covers = self.journal.covered();
         if planted(Canary::FlushCoversMore) {
-            self.flush.covers += self.journal.used();
+            self.flush.covers.0 += self.journal.used();
         }
         self.issue(tag(Class::Flush, 0, 0), BaseOp::Flush, 0, 0, 0);
     }
@@ -101,7 +102,7 @@ impl Engine {
             // The shard failed meanwhile: nothing is promised any more.
             Ok(()) if self.failed.is_some() => Status::IoError,
             Ok(()) => {
-                self.journal.flushed = self.journal.flushed.max(self.flush.covers);
+                self.journal.flush_done(self.flush.covers);
                 Status::Ok
             }
             Err(_) if planted(Canary::FlushFailureForgotten) => Status::IoError,

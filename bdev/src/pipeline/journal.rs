@@ -4,12 +4,11 @@
 use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
-use crate::format::journal::{Frame, Record, UNITS_MAX, finish};
+use crate::format::journal::{BEFORE, Frame, Record, Touched, UNITS_MAX, finish};
 use crate::limits::{JOURNAL_WINDOW, RUNS_MAX, WRITE_RETRIES};
 use crate::page::PageId;
 use crate::slots::{Kind, List};
 use crate::status::BaseError;
-use crate::types::Lsn;
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +25,7 @@ struct Batch {
     page: PageId,
     lsn: u64,
     units: usize,
+    touched: Touched,
     ops: List,
     state: State,
     tries: u8,
@@ -38,7 +38,13 @@ pub(crate) struct Journal {
     next: u64,
     pub tail: u64,
     /// Blocks below this are durable, and so is the data their records name.
-    pub flushed: u64,
+    flushed: u64,
+    /// Disks of the block before that one.
+    flushed_last: Touched,
+    /// Disks of the last blocks that have taken effect, the very last first.
+    applied_last: [Touched; BEFORE],
+    /// The last consistency point that has committed.
+    pub point: u64,
     pub incarnation: u64,
     blocks: u64,
     /// Admitted operations whose records are not in a batch yet; each may need a block.
@@ -54,6 +60,9 @@ impl Journal {
             next: 1,
             tail: 1,
             flushed: 1,
+            flushed_last: Touched::default(),
+            applied_last: [Touched::default(); BEFORE],
+            point: 0,
             incarnation: 0,
             blocks: 0,
             reserved: 0,
@@ -66,6 +75,42 @@ impl Journal {
         (self.next, self.tail, self.flushed) = (next, tail, tail);
         self.incarnation = incarnation;
         self.blocks = blocks;
+    }
+
+    /// A base flush has completed: what [`Journal::covered`] said when it began is durable.
+    pub fn flush_done(&mut self, (covers, last): (u64, Touched)) {
+        if covers >= self.flushed {
+            (self.flushed, self.flushed_last) = (covers, last);
+        }
+    }
+
+    /// What a base flush that begins now covers: the blocks below, and the disks of the last.
+    pub fn covered(&self) -> (u64, Touched) {
+        (self.applied(), self.applied_last[0])
+    }
+
+    /// The frame of batch `at`, which is complete, as are all before it.
+    fn frame(&self, at: usize, volatile: bool) -> Frame {
+        let batch = &self.batches[at];
+        let (durable, promised) =
+            if volatile { (self.flushed, self.flushed_last) } else { self.covered() };
+        let mut before = [Touched::default(); BEFORE];
+        for (back, touched) in before.iter_mut().enumerate() {
+            *touched = match at.checked_sub(back + 1) {
+                Some(at) => self.batches[at].touched,
+                None => self.applied_last[back - at],
+            };
+        }
+        Frame {
+            lsn: batch.lsn,
+            incarnation: self.incarnation,
+            count: batch.units,
+            durable,
+            point: self.point,
+            before,
+            promised,
+            ordered: !volatile || planted(Canary::RecordBeforeData),
+        }
     }
 
     /// Blocks in use.
@@ -125,6 +170,7 @@ impl Engine {
         let page = self.pages.bytes_mut(batch.page);
         for record in records.iter().flatten() {
             record.write(page, batch.units);
+            batch.touched.add(record.disk());
             batch.units += record.units();
             self.stats.journal_records += 1;
         }
@@ -139,7 +185,8 @@ impl Engine {
         let page = self.pages.take().expect("journal pages are set aside");
         let (lsn, ops) = (j.next, List::EMPTY);
         j.next += 1;
-        j.batches.push_back(Batch { page, lsn, units: 0, ops, state: State::Open, tries: 0 });
+        let (state, touched) = (State::Open, Touched::default());
+        j.batches.push_back(Batch { page, lsn, units: 0, touched, ops, state, tries: 0 });
     }
 
     /// End of a turn: the open batch goes out, unless so many are on their way that it had better
@@ -161,17 +208,10 @@ impl Engine {
                 continue;
             }
             let j = &mut self.journal;
-            let batch = &mut j.batches[at];
-            batch.state = State::Writing;
-            let address = self.superblock.geometry.journal + batch.lsn % j.blocks;
-            let frame = Frame {
-                lsn: batch.lsn,
-                incarnation: j.incarnation,
-                count: batch.units,
-                flushed: j.flushed,
-                ordered: !self.traits.volatile_cache || planted(Canary::RecordBeforeData),
-            };
-            let page = self.pages.bytes_mut(batch.page);
+            j.batches[at].state = State::Writing;
+            let frame = j.frame(at, self.traits.volatile_cache);
+            let address = self.superblock.geometry.journal + frame.lsn % j.blocks;
+            let page = self.pages.bytes_mut(j.batches[at].page);
             finish(page, &frame, self.store, self.shard, address);
             self.stats.journal_blocks += 1;
             self.journal_issue(at);
@@ -220,6 +260,8 @@ impl Engine {
         while self.journal.batches.front().is_some_and(|b| b.state == State::Written) {
             let mut batch = self.journal.batches.pop_front().expect("looked at");
             self.pages.give(batch.page);
+            self.journal.applied_last.rotate_right(1);
+            self.journal.applied_last[0] = batch.touched;
             self.journal_effect_of(&mut batch.ops);
         }
         self.journal_write_queued();
@@ -254,10 +296,5 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// The lowest journal block that is not known to be written.
-    pub(crate) fn applied_lsn(&self) -> Lsn {
-        Lsn(self.journal.applied())
     }
 }

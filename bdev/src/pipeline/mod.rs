@@ -9,7 +9,9 @@
 //! Watermarks of journal blocks: `tail` (checkpointed) <= `flushed` (durable) <= `applied`.
 
 pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_io;
 pub(crate) mod checkpoint_nodes;
+pub(crate) mod checkpoint_state;
 pub(crate) mod checkpoint_system;
 pub(crate) mod flush;
 pub(crate) mod journal;

@@ -2,6 +2,10 @@
 //! corrupter that changes bytes anywhere in it and seals the block again.
 #![allow(dead_code, reason = "each test that includes this uses a part of it")]
 
+pub mod case;
+pub mod journals;
+pub mod pairs;
+
 use crate::simple::Rig;
 use lamina_bdev::check::{
     CheckOptions, ReadBlocks, RepairOptions, Report, WriteBlocks, check, repair,
@@ -12,6 +16,14 @@ use lamina_bdev::*;
 pub const FRONT: usize = 0;
 /// In a map node, behind the links.
 pub const NODE: usize = 3072;
+
+/// Behind the header of a node: its birth, and up to where it is shared; then the stamps of its
+/// links, 12 bits each.
+const STAMPS_AT: usize = NODE + 80;
+/// Consistency points that stamps tell apart.
+const STAMPS: u64 = 4093;
+/// In a disk's record.
+pub const ROOT_GENERATION_AT: usize = 2328;
 
 /// A store in memory.
 pub struct Image<'a>(pub &'a [u8]);
@@ -68,6 +80,8 @@ pub struct Due {
 #[derive(Clone)]
 pub struct Store {
     pub disk: Vec<u8>,
+    /// The same some consistency points earlier: one copy of each kind of pair is newer since.
+    pub before: Vec<u8>,
     pub label: StoreLabel,
     pub traits: BaseTraits,
     pub due: Vec<Due>,
@@ -78,8 +92,8 @@ const PLACES: [(u64, usize); 2] = [(0, 3 << 20), (1 << 30, 64 << 10)];
 
 impl Store {
     /// golden (0) with snapshots 1 and 2, vm1 (1) cloned from golden@1 with snapshot 1, vm2 (2)
-    /// cloned from vm1@1, solo (3) with snapshots, well (4); two levels of nodes above the leaves;
-    /// and a journal with records to be replayed.
+    /// cloned from vm1@1, solo (3) with snapshots, well (4), a slot that is free again (5); two
+    /// levels of nodes above the leaves; and a journal with records to be replayed.
     pub fn new(traits: BaseTraits) -> Store {
         let mut rig = Rig::new(20 << 20, traits);
         let mut due = Vec::new();
@@ -115,6 +129,12 @@ impl Store {
         let well = rig.create("well", 3 << 30, None);
         let hw = rig.attach(Target::Disk(well));
         fill(&mut rig, hw, &[(0, 1 << 20), (1 << 30, 64 << 10)]);
+        let gone = rig.create("gone", 1 << 30, None);
+        rig.settle();
+        let before = rig.disk.clone();
+        rig.snapshot(solo, "last");
+        fill(&mut rig, hw, &[((1 << 30) + (1 << 20), 16 << 10)]);
+        rig.command(Command::DeleteDisk(gone)).unwrap();
         rig.settle();
         // Records to be replayed, in several journal blocks.
         for i in 0..20 {
@@ -141,7 +161,7 @@ impl Store {
             let bytes = PLACES.map(|(at, len)| (at, rig.read(handle, at, len))).to_vec();
             due.push(Due { name, target, bytes });
         }
-        Store { disk: image, label: rig.label, traits, due }
+        Store { disk: image, before, label: rig.label, traits, due }
     }
 
     fn at(&self, block: u64) -> usize {
@@ -172,6 +192,14 @@ impl Store {
     /// Changes a block and leaves its checksum as it is.
     pub fn rot(&mut self, block: u64, change: impl FnOnce(&mut [u8])) {
         change(self.block_mut(block));
+    }
+
+    /// What was last written to a block has never reached it.
+    pub fn lose_write(&mut self, block: u64) {
+        let at = self.at(block);
+        let older = &self.before[at..at + BLOCK_SIZE];
+        assert!(older != &self.disk[at..at + BLOCK_SIZE], "block {block} was not written since");
+        self.disk[at..at + BLOCK_SIZE].copy_from_slice(older);
     }
 
     /// Makes the checksum of a block right.
@@ -262,8 +290,44 @@ impl Store {
         link
     }
 
+    /// Sets a link, with the stamp of the node there if that is one.
     pub fn set_link(&mut self, node: u64, i: usize, to: u64) {
-        self.edit(node, NODE, |b| b[i * 6..i * 6 + 6].copy_from_slice(&to.to_le_bytes()[..6]));
+        let generation = if self.is_node(to) { self.u64_at(to, NODE + 48) } else { 0 };
+        self.set_link_stamped(node, i, to, generation % STAMPS);
+    }
+
+    pub fn set_link_stamped(&mut self, node: u64, i: usize, to: u64, stamp: u64) {
+        self.edit(node, NODE, |b| {
+            b[i * 6..i * 6 + 6].copy_from_slice(&to.to_le_bytes()[..6]);
+            let at = STAMPS_AT + i * 3 / 2;
+            let (both, shift) = (u16::from_le_bytes([b[at], b[at + 1]]), i % 2 * 4);
+            let both = both & !(0xfff << shift) | (stamp as u16) << shift;
+            b[at..at + 2].copy_from_slice(&both.to_le_bytes());
+        });
+    }
+
+    fn is_node(&self, block: u64) -> bool {
+        let there = self.at(block) + BLOCK_SIZE <= self.disk.len();
+        there && self.block(block)[NODE..NODE + 4] == *b"LMNA"
+    }
+
+    /// Makes the node at `root` the root of a disk's live tree.
+    pub fn set_root(&mut self, slot: u64, root: u64) {
+        let generation = self.u64_at(root, NODE + 48);
+        self.edit_record(slot, |b| {
+            put(b, 160, root);
+            put(b, ROOT_GENERATION_AT, generation);
+        });
+    }
+
+    /// Puts an older node of the same place in a node's stead, `points` consistency points older
+    /// and without its link `dropped`: what a lost write into a block used again leaves there.
+    pub fn make_stale(&mut self, node: u64, points: u64, dropped: usize) {
+        let generation = self.u64_at(node, NODE + 48) - points;
+        self.edit(node, NODE, |b| {
+            b[dropped * 6..dropped * 6 + 6].fill(0);
+            put(b, NODE + 48, generation);
+        });
     }
 
     /// Root, level-1 node and leaf 0 of a disk's live tree.
@@ -314,6 +378,15 @@ impl Store {
     /// The block of the journal that holds a sequence number.
     pub fn journal(&self, lsn: u64) -> u64 {
         self.sb(104) + lsn % self.sb(112)
+    }
+
+    /// The last block of the journal that was written.
+    pub fn last(&self) -> u64 {
+        let follows = |lsn: &u64| {
+            let block = self.journal(*lsn);
+            self.block(block)[..4] == *b"LMNA" && self.u64_at(block, 40) == *lsn
+        };
+        (self.tail()..).take_while(follows).last().expect("a journal with something in it")
     }
 
     /// First journal block to be replayed.

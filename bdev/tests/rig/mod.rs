@@ -167,6 +167,16 @@ impl Rig {
     }
 
     pub fn open(image: Vec<u8>, label: StoreLabel, traits: BaseTraits, power: bool) -> Rig {
+        let mut rig = Rig::opening(image, label, traits, power);
+        while rig.engine.state() == EngineState::Opening {
+            rig.turn();
+        }
+        assert_eq!(rig.engine.state(), EngineState::Ready, "{:?}", rig.engine.open_error());
+        rig
+    }
+
+    /// An engine that has not begun to read yet.
+    pub fn opening(image: Vec<u8>, label: StoreLabel, traits: BaseTraits, power: bool) -> Rig {
         let config = Config { slots: 64, cache_bytes: 2 << 20 };
         let base = Device {
             durable: if power { image.clone() } else { Vec::new() },
@@ -181,12 +191,7 @@ impl Rig {
         };
         let engine = Engine::open(config, traits, &label, 0);
         let buffers = BTreeMap::new();
-        let mut rig = Rig { engine, base, traits, label, config, now: 0, cookie: 0, buffers };
-        while rig.engine.state() == EngineState::Opening {
-            rig.turn();
-        }
-        assert_eq!(rig.engine.state(), EngineState::Ready, "{:?}", rig.engine.open_error());
-        rig
+        Rig { engine, base, traits, label, config, now: 0, cookie: 0, buffers }
     }
 
     /// What a SIGKILL and a restart do.

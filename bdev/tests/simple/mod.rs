@@ -3,7 +3,29 @@
 #![allow(unsafe_code)]
 #![allow(dead_code, reason = "each test that includes this uses a part of it")]
 
+use std::collections::BTreeMap;
+
 use lamina_bdev::*;
+
+/// A small deterministic generator (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
+    }
+
+    pub fn pick<K: Copy, V>(&mut self, map: &BTreeMap<K, V>) -> Option<K> {
+        if map.is_empty() { None } else { map.keys().nth(self.below(map.len())).copied() }
+    }
+}
 
 pub struct Rig {
     pub engine: Engine,

@@ -68,6 +68,8 @@ enum LieArgument {
     Tear,
     /// Completed writes are lost when the daemon dies.
     Forget,
+    /// Of several shards only one is told that a flush has failed.
+    Alone,
 }
 
 impl LieArgument {
@@ -77,6 +79,7 @@ impl LieArgument {
             LieArgument::Flush => Lie::Flush,
             LieArgument::Tear => Lie::Tear,
             LieArgument::Forget => Lie::Forget,
+            LieArgument::Alone => Lie::Alone,
         }
     }
 }

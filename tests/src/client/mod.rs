@@ -10,6 +10,7 @@
 //! there are do not keep what is in flight when a device goes. Queues may be driven by different
 //! threads; [`Device::reconnect`] is the only thing that looks at all of them.
 
+mod log;
 mod memory;
 mod queue;
 mod ring;
@@ -216,6 +217,24 @@ impl Device {
             mmap_offset: 0,
             mmap_handle: self.memory.fd(),
         }
+    }
+
+    /// Queues and slots of the requests that a device which is dead by now had taken and not
+    /// returned: the next one carries them out, whether they have been or not.
+    ///
+    /// # Panics
+    /// If there is no in-flight log yet, or it cannot be read.
+    #[must_use]
+    pub fn held(&self) -> Vec<(usize, u16)> {
+        let (_, file) = self.log.as_ref().expect("a log since the first connection");
+        let mut held = Vec::new();
+        for (index, queue) in self.queues.iter().enumerate() {
+            let queue = lock(queue);
+            let part = log::Part::new(file, self.options.packed, queue.layout.size, index);
+            let slots = queue.held(part).expect("a log in memory can be read");
+            held.extend(slots.into_iter().map(|slot| (index, slot)));
+        }
+        held
     }
 
     /// Gives the device the same memory again as a new table.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::log::Part;
 use super::memory::Memory;
 use super::ring::{CHAIN_DESCS, Layout, Piece, Ring};
 
@@ -134,6 +135,12 @@ impl Queue {
         self.busy.iter().position(|busy| !busy).map(|slot| slot as u16)
     }
 
+    /// Slots it has.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.busy.len()
+    }
+
     /// Bytes of data in a request, at most.
     #[must_use]
     pub fn data_capacity(&self) -> usize {
@@ -225,5 +232,10 @@ impl Queue {
 
     pub(super) fn base(&self) -> u16 {
         self.ring.base()
+    }
+
+    /// Slots of which the device that wrote `log` and died had taken the request and not returned.
+    pub(super) fn held(&self, log: Part<'_>) -> std::io::Result<Vec<u16>> {
+        self.ring.held(log)
     }
 }

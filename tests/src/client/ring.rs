@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::log::Part;
 use super::memory::Memory;
 
 /// Bytes of one descriptor.
@@ -117,6 +118,20 @@ impl Ring {
         match self {
             Ring::Split(ring) => ring.memory.load(ring.layout.device + 2),
             Ring::Packed(ring) => ring.used.index | u16::from(ring.used.wrap) << 15,
+        }
+    }
+
+    /// Slots that a dead device held, by its log.
+    pub(super) fn held(&self, log: Part<'_>) -> std::io::Result<Vec<u16>> {
+        match self {
+            Ring::Split(ring) => {
+                let heads = log.held_split(ring.memory.load(ring.layout.device + 2))?;
+                Ok(heads.into_iter().map(|head| head / CHAIN_DESCS).collect())
+            }
+            Ring::Packed(ring) => log.held_packed(|index, wrap| {
+                let flags = ring.memory.load(ring.at(Position { index, wrap }) + 14);
+                [flags & AVAIL != 0, flags & USED != 0] == [wrap, !wrap]
+            }),
         }
     }
 }

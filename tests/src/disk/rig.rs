@@ -76,6 +76,12 @@ impl Rig {
     /// A new store with an exported disk.
     #[must_use]
     pub fn new(way: Way, faults: Faults) -> Rig {
+        Rig::sharded(way, faults, 1)
+    }
+
+    /// The same in a store of several shards.
+    #[must_use]
+    pub fn sharded(way: Way, faults: Faults, shards: u32) -> Rig {
         let folder = Folder::new();
         let disk = Disk::mount(folder.path(), BASE_BYTES);
         let device = (way == Way::Block)
@@ -84,7 +90,8 @@ impl Rig {
         let mut daemon = Daemon::new();
         daemon.start();
         let path = device.as_ref().map_or(disk.path(), LoopDevice::path);
-        let store = json!({"name": "pool", "path": path, "journal_size": 4 << 20});
+        let store =
+            json!({"name": "pool", "path": path, "journal_size": 4 << 20, "shards": shards});
         daemon.ask("lamina_store_create", store);
         daemon.create_disk("vm", DISK_MIB);
         let _socket = daemon.export("vm", false);

@@ -16,6 +16,7 @@ const START_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Daemon {
     child: Option<Child>,
+    arguments: Vec<String>,
     folder: Folder,
 }
 
@@ -42,11 +43,26 @@ impl Daemon {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it makes folders on disk")]
     pub fn new() -> Daemon {
-        let daemon = Daemon { child: None, folder: Folder::new() };
+        let daemon = Daemon { child: None, arguments: Vec::new(), folder: Folder::new() };
         for name in ["state", "exports"] {
             std::fs::create_dir(daemon.path(name)).expect("the test's folder takes folders");
         }
         daemon
+    }
+
+    /// Arguments for the next start, besides those that make it the test's own.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
+    /// Descriptors that it has open.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let pid = self.child.as_ref().expect("the daemon is running").id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a running process").count()
     }
 
     /// A path in the test's folder.
@@ -76,6 +92,7 @@ impl Daemon {
         command.arg("--state-dir").arg(self.path("state"));
         command.arg("--rpc-socket").arg(self.rpc_socket());
         command.arg("--export-dir").arg(self.path("exports"));
+        command.args(&self.arguments);
         command.stdin(Stdio::null());
         command.stdout(output.try_clone().expect("log file")).stderr(output);
         self.child = Some(command.spawn().expect("laminad can be run"));

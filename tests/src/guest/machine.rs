@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::{root, tail};
+use super::{Qmp, root, tail};
 
 /// Longest wait for the guest's first word: some ten times what an idle host needs.
 const BOOT_TIME_MAX: Duration = Duration::from_secs(60);
@@ -21,6 +21,7 @@ pub struct Machine {
     program: Option<PathBuf>,
     cpus: u32,
     network: bool,
+    hotplug: bool,
 }
 
 impl Machine {
@@ -61,6 +62,13 @@ impl Machine {
         self
     }
 
+    /// Gives it slots for memory modules, and its monitor a socket: see [`Guest::monitor`].
+    #[must_use]
+    pub fn hotplug(mut self) -> Machine {
+        self.hotplug = true;
+        self
+    }
+
     /// Boots it; `name` tells its files in `folder` from another guest's.
     ///
     /// # Panics
@@ -84,6 +92,10 @@ impl Machine {
         if self.network {
             command.args(["--network", "--tools"]);
         }
+        let monitor = prefix.with_extension("qmp");
+        if self.hotplug {
+            command.arg("--hotplug").arg(&monitor);
+        }
         command.arg("--cpus").arg(self.cpus.to_string());
         command.arg("--control").arg(&prefix).arg("--console").arg(&console);
         command.stdin(Stdio::null());
@@ -92,7 +104,7 @@ impl Machine {
         // Opened for both directions so that it does not wait for QEMU.
         let input = OpenOptions::new().read(true).write(true).open(&input).expect("FIFO");
         let lines = read_lines(answers);
-        let mut guest = Guest { child, input, lines, log, console, commands: 0 };
+        let mut guest = Guest { child, input, lines, log, console, monitor, commands: 0 };
         guest.wait_for("@@ready", BOOT_TIME_MAX);
         guest
     }
@@ -121,6 +133,7 @@ pub struct Guest {
     lines: Receiver<String>,
     log: PathBuf,
     console: PathBuf,
+    monitor: PathBuf,
     commands: u32,
 }
 
@@ -179,6 +192,12 @@ impl Guest {
                 self.logs()
             );
         }
+    }
+
+    /// Connects to the monitor of a machine with [`Machine::hotplug`].
+    #[must_use]
+    pub fn monitor(&self) -> Qmp {
+        Qmp::connect(&self.monitor)
     }
 
     /// Asserts that the guest's kernel saw no I/O error and no hurt file system.

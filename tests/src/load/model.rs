@@ -42,10 +42,6 @@ pub struct Model {
     blocks: Vec<Block>,
     /// True: versions are kept for a snapshot being taken.
     keep: bool,
-    /// Flushes and snapshots begun: tells which came first.
-    clock: u64,
-    /// The clock of the last flush begun that was answered well.
-    flushed: u64,
 }
 
 /// What a flush covers, or a snapshot begins with: a version of each block.
@@ -54,20 +50,15 @@ pub struct Mark {
     answered: Vec<u64>,
     /// Only of a snapshot: what is safe already.
     safe: Vec<u64>,
-    clock: u64,
 }
 
 /// What a snapshot may hold.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// As long as there is power, and once it is durable.
+    /// As long as there is power, and once it was answered.
     pub exact: Allowed,
-    /// After a power cut that came before it was durable.
+    /// After a power cut that came before it was answered.
     pub loose: Allowed,
-    /// The model's clock when it was answered.
-    clock: u64,
-    /// Found after a power cut: it cannot go any more.
-    pub found: bool,
 }
 
 impl Model {
@@ -76,7 +67,7 @@ impl Model {
     pub fn new(blocks: usize) -> Model {
         let zeros = vec![[0; BLOCK_SECTORS]];
         let block = Block { first: 0, states: zeros, answered: 0, safe: 0, busy: false };
-        Model { blocks: vec![block; blocks], keep: false, clock: 0, flushed: 0 }
+        Model { blocks: vec![block; blocks], keep: false }
     }
 
     /// Blocks.
@@ -130,9 +121,8 @@ impl Model {
 
     /// What a flush asked for now must cover.
     pub fn flush_begins(&mut self) -> Mark {
-        self.clock += 1;
         let answered = self.blocks.iter().map(|block| block.answered).collect();
-        Mark { answered, safe: Vec::new(), clock: self.clock }
+        Mark { answered, safe: Vec::new() }
     }
 
     /// A flush was answered well.
@@ -140,7 +130,6 @@ impl Model {
         for (block, version) in self.blocks.iter_mut().zip(&mark.answered) {
             block.safe = block.safe.max(*version);
         }
-        self.flushed = self.flushed.max(mark.clock);
         self.forget();
     }
 
@@ -169,17 +158,9 @@ impl Model {
             pairs.map(|(block, version)| block.since(*version).to_vec()).collect()
         };
         let (exact, loose) = (since(&begin.answered), since(&begin.safe));
-        self.clock += 1;
         self.keep = false;
         self.forget();
-        Seen { exact, loose, clock: self.clock, found: false }
-    }
-
-    /// True if a flush that began after the snapshot was answered has been answered: the snapshot
-    /// survives a power cut from then on, as a write does.
-    #[must_use]
-    pub fn is_durable(&self, seen: &Seen) -> bool {
-        seen.found || self.flushed > seen.clock
+        Seen { exact, loose }
     }
 
     /// Checks what a read gave for a block that nothing is in flight on, with power on throughout.
@@ -283,7 +264,6 @@ mod tests {
         let mark = model.flush_begins();
         model.flushed(&mark);
         let seen = model.snapshot_ends(&begin);
-        assert!(!model.is_durable(&seen), "the flush was before the snapshot's answer");
         write(&mut model, 4, Some(true));
         for (tag, good) in [(1, false), (2, true), (3, true), (4, false)] {
             assert_eq!(check_snapshot(&seen.exact, 0, &[tag; 8]).is_ok(), good, "tag {tag}");
@@ -291,8 +271,5 @@ mod tests {
         // The one before it was not flushed.
         assert!(check_snapshot(&seen.loose, 0, &[1; 8]).is_ok());
         assert!(check_snapshot(&seen.loose, 0, &[4; 8]).is_err());
-        let mark = model.flush_begins();
-        model.flushed(&mark);
-        assert!(model.is_durable(&seen));
     }
 }

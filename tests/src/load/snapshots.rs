@@ -25,7 +25,8 @@ pub struct Snapshot {
 pub enum After {
     /// The daemon died, or nothing happened: what was answered is there.
     Kill,
-    /// The power went: like a write, a snapshot is only safe once it is flushed.
+    /// The power went: what was answered is there as well, since a snapshot is durable before it is
+    /// answered; of one that was not answered, writes before it that were not flushed may be gone.
     PowerCut,
 }
 
@@ -113,12 +114,11 @@ impl Snapshots {
         }
         let mut left = Vec::new();
         for mut snapshot in std::mem::take(&mut self.list) {
-            let safe = after == After::Kill || lock(&self.model).is_durable(&snapshot.seen);
+            let safe = after == After::Kill || snapshot.sure;
             if there.contains(&snapshot.label.as_str()) {
                 self.check_one(daemon, &mut snapshot, safe)?;
-                snapshot.seen.found |= after == After::PowerCut;
                 left.push(snapshot);
-            } else if snapshot.sure && safe {
+            } else if snapshot.sure {
                 return Err(format!("snapshot {} is gone", snapshot.label));
             }
         }

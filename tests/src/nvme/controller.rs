@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use lamina_nvmf::host::{Done, Options, Payload};
+use lamina_nvmf::tls_psk::TlsKey;
 use lamina_nvmf::wire::opcode::{admin, fabrics};
 use lamina_nvmf::wire::{Command, Status};
 
@@ -48,6 +49,8 @@ pub struct Connection {
     pub kato_ms: u32,
     /// Submission queue flow control.
     pub flow_control: bool,
+    /// The connection runs inside TLS with one of these.
+    pub tls_keys: Vec<TlsKey>,
 }
 
 impl Connection {
@@ -61,6 +64,7 @@ impl Connection {
             options: Options::default(),
             kato_ms: 0,
             flow_control: false,
+            tls_keys: Vec::new(),
         }
     }
 
@@ -89,7 +93,10 @@ impl Connection {
     /// # Errors
     /// The connection is over.
     pub fn open_queue(&self, qid: u16, cntlid: u16, entries: u16) -> Result<(Queue, Done), Lost> {
-        let mut queue = Queue::open(self.address, self.options)?;
+        let mut queue = match self.tls_keys.is_empty() {
+            true => Queue::open(self.address, self.options)?,
+            false => Queue::open_secure(self.address, self.options, &self.tls_keys)?,
+        };
         let (command, data) = self.connect_command(qid, cntlid, entries);
         let done = queue.run(command, Payload::Out(data))?;
         Ok((queue, done))

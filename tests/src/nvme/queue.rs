@@ -1,12 +1,14 @@
 //! One connection: a socket and an initiator's queue.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use lamina_nvmf::host::{Done, Failure, Initiator, Options, Payload};
+use lamina_nvmf::tls_psk::TlsKey;
 use lamina_nvmf::wire::opcode::nvm;
 use lamina_nvmf::wire::{Command, Status};
+use lamina_target::nvmf::tls::TlsStream;
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,10 +37,64 @@ impl From<io::Error> for Lost {
     }
 }
 
+/// What carries the bytes.
+enum Channel {
+    Plain(TcpStream),
+    Tls(Box<TlsStream>),
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Channel::Plain(_)) { "Plain" } else { "Tls" })
+    }
+}
+
+impl Channel {
+    /// Waits for bytes.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Channel::Plain(socket) => socket.read(buffer),
+            Channel::Tls(tls) => patiently(|| tls.read(buffer)),
+        }
+    }
+
+    /// Sends some bytes.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Channel::Plain(socket) => socket.write(bytes),
+            Channel::Tls(tls) => patiently(|| tls.write_vectored(&[IoSlice::new(bytes)])),
+        }
+    }
+
+    /// Sends the rest of what it has taken.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Channel::Plain(_) => Ok(()),
+            Channel::Tls(tls) => patiently(|| match tls.flush()? {
+                true => Ok(()),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            }),
+        }
+    }
+}
+
+/// Tries until it does not block any more.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Queue {
-    socket: TcpStream,
+    channel: Channel,
     initiator: Initiator,
     buffer: Vec<u8>,
     done: Vec<Done>,
@@ -50,11 +106,35 @@ impl Queue {
     /// # Errors
     /// No connection, or one that ends.
     pub fn open(address: SocketAddr, options: Options) -> Result<Queue, Lost> {
+        Queue::silent(address, options)?.initialise()
+    }
+
+    /// The same inside TLS.
+    ///
+    /// # Errors
+    /// No connection, no handshake, or one that ends.
+    pub fn open_secure(
+        address: SocketAddr,
+        options: Options,
+        keys: &[TlsKey],
+    ) -> Result<Queue, Lost> {
         let mut queue = Queue::silent(address, options)?;
+        let Channel::Plain(socket) = queue.channel else { unreachable!("just made") };
+        let mut tls = TlsStream::connect(socket, keys)?;
+        patiently(|| match tls.handshake()? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        })?;
+        queue.channel = Channel::Tls(Box::new(tls));
+        queue.initialise()
+    }
+
+    fn initialise(mut self) -> Result<Queue, Lost> {
+        let queue = &mut self;
         while !queue.initiator.is_open() {
             queue.step()?;
         }
-        Ok(queue)
+        Ok(self)
     }
 
     /// Connects, and says nothing yet: the ICReq goes out with what comes next.
@@ -67,13 +147,17 @@ impl Queue {
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let buffer = vec![0; RECEIVE_BYTES];
-        Ok(Queue { socket, initiator: Initiator::new(options), buffer, done: Vec::new() })
+        let (channel, initiator) = (Channel::Plain(socket), Initiator::new(options));
+        Ok(Queue { channel, initiator, buffer, done: Vec::new() })
     }
 
     /// The socket, for what no host should do with it.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        match &self.channel {
+            Channel::Plain(socket) => socket,
+            Channel::Tls(tls) => tls.socket(),
+        }
     }
 
     /// The protocol's state.
@@ -87,9 +171,10 @@ impl Queue {
     /// The socket.
     pub fn flush(&mut self) -> Result<(), Lost> {
         while !self.initiator.output().is_empty() {
-            let sent = self.socket.write(self.initiator.output())?;
+            let sent = self.channel.write(self.initiator.output())?;
             self.initiator.sent(sent);
         }
+        self.channel.flush()?;
         Ok(())
     }
 
@@ -99,7 +184,7 @@ impl Queue {
     /// The connection is over.
     pub fn step(&mut self) -> Result<(), Lost> {
         self.flush()?;
-        let bytes = self.socket.read(&mut self.buffer)?;
+        let bytes = self.channel.read(&mut self.buffer)?;
         if bytes == 0 {
             return Err(Lost::Closed);
         }
@@ -152,12 +237,12 @@ impl Queue {
     /// # Errors
     /// The connection is over.
     pub fn is_done(&mut self, cid: u16, patience: Duration) -> Result<bool, Lost> {
-        self.socket.set_read_timeout(Some(patience))?;
+        self.socket().set_read_timeout(Some(patience))?;
         let stepped = match self.done.iter().any(|done| done.cid == cid) {
             true => Ok(()),
             false => self.step(),
         };
-        self.socket.set_read_timeout(Some(PATIENCE))?;
+        self.socket().set_read_timeout(Some(PATIENCE))?;
         match stepped {
             Ok(()) | Err(Lost::Timeout) => Ok(self.done.iter().any(|done| done.cid == cid)),
             Err(lost) => Err(lost),

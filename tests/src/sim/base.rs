@@ -11,13 +11,15 @@
 //! What a crash leaves of pieces that are not safe is drawn in `power.rs`.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::rc::Rc;
 
 use lamina_bdev::{BaseError, BaseIo, BaseOp, BaseTraits, Seg, Tag};
 
-use super::harm::Harms;
-use super::memory::{read_segs, write_segs};
-use super::pages::{PAGE, Page, Pages, copy_sectors};
+use super::harm::{Harms, Note};
+use super::memory::read_segs;
+use super::pages::{PAGE, Page, Pages};
+use super::pattern::is_data;
 use super::plan::{Faults, Latency, Lie};
 use super::rng::{Rng, mix};
 
@@ -26,7 +28,7 @@ const STALL_MEAN_NS: u64 = 3_000_000_000;
 /// The longest stall.
 const STALL_MAX_NS: u64 = 30_000_000_000;
 /// Not completed yet.
-const IN_FLIGHT: u64 = u64::MAX;
+pub(super) const IN_FLIGHT: u64 = u64::MAX;
 
 /// What one write did to one block.
 pub(super) struct Piece {
@@ -43,7 +45,7 @@ pub(super) struct Piece {
     /// A failed flush has dropped it: it shows until the device is reopened.
     pub doomed: bool,
     /// The data, in place.
-    pub data: Box<Page>,
+    pub data: Rc<Page>,
 }
 
 impl Piece {
@@ -56,26 +58,29 @@ impl Piece {
 /// A block with pieces that are not safe.
 pub(super) struct Dirty {
     /// What would be there without them.
-    pub durable: Box<Page>,
+    pub durable: Rc<Page>,
     /// In the order in which they took effect.
     pub pieces: Vec<Piece>,
 }
 
-struct Flight {
-    number: u64,
-    tag: Tag,
-    op: BaseOp,
-    offset: u64,
-    len: u32,
-    segs: Vec<Seg>,
-    began: u64,
+/// An operation that has not ended.
+pub(super) struct Flight {
+    /// The shard that asked for it.
+    pub owner: u32,
+    pub number: u64,
+    pub tag: Tag,
+    pub op: BaseOp,
+    pub offset: u64,
+    pub len: u32,
+    pub segs: Vec<Seg>,
+    pub began: u64,
     /// Splits the effect in two steps.
-    split: Option<u64>,
-    early_done: bool,
-    late_done: bool,
-    fails: Option<BaseError>,
+    pub split: Option<u64>,
+    pub early_done: bool,
+    pub late_done: bool,
+    pub fails: Option<BaseError>,
     /// Does not end before the faults stop; how long it takes from then on.
-    stuck: Option<u64>,
+    pub stuck: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,6 +108,13 @@ impl Injected {
     }
 }
 
+/// What a shard is told that is not the one that looks at the device just now.
+#[derive(Default)]
+pub(super) struct Mail {
+    done: VecDeque<(Tag, Result<(), BaseError>, Vec<Note>)>,
+    pub injected: Injected,
+}
+
 /// The device.
 pub struct Base {
     pub(super) traits: BaseTraits,
@@ -123,7 +135,12 @@ pub struct Base {
     pub(super) harms: Harms,
     /// It was removed: everything fails until it is opened again.
     pub(super) gone: bool,
-    /// Errors given out since the device was opened.
+    /// The shard that looks at it just now; others have mail.
+    pub(super) holder: u32,
+    pub(super) mail: BTreeMap<u32, Mail>,
+    /// A flush has failed, and whose it was.
+    pub(super) flush_failed: Option<u32>,
+    /// Errors given out to this shard since the device was opened.
     pub injected: Injected,
     /// Things that happened to operations; crashes are timed by it.
     pub happened: u64,
@@ -148,6 +165,9 @@ impl Base {
             fate: Rng::new(mix(seed)),
             harms: Harms::default(),
             gone: false,
+            holder: 0,
+            mail: BTreeMap::new(),
+            flush_failed: None,
             injected: Injected::default(),
             happened: 0,
         }
@@ -193,11 +213,28 @@ impl Base {
 
     /// Operations in flight.
     pub fn in_flight(&self) -> usize {
-        self.flights.iter().flatten().count()
+        let unread: usize = self.mail.values().map(|mail| mail.done.len()).sum();
+        self.flights.iter().flatten().count() + unread
+    }
+
+    /// Another shard looks at the device from now on.
+    pub fn hand_to(&mut self, shard: u32) {
+        let shown = std::mem::take(&mut self.injected);
+        self.mail.entry(self.holder).or_default().injected = shown;
+        self.injected = std::mem::take(&mut self.mail.entry(shard).or_default().injected);
+        self.holder = shard;
+    }
+
+    /// True if it has given an error to any shard since it was opened.
+    pub fn injected_any(&self) -> bool {
+        self.injected.any() || self.mail.values().any(|mail| mail.injected.any())
     }
 
     /// When something happens next, in nanoseconds.
     pub fn next_time(&self) -> Option<u64> {
+        if self.mail.values().any(|mail| !mail.done.is_empty()) {
+            return Some(0);
+        }
         self.events.peek().map(|Reverse((time, ..))| *time)
     }
 
@@ -205,7 +242,8 @@ impl Base {
     pub fn start(&mut self, io: &BaseIo, offset: u64, segs: &[Seg], now: u64) {
         self.clock += 1;
         self.happened += 1;
-        let mut took = self.latency.draw(io.op, &mut self.rng);
+        let is_data = self.latency.tail_of_data && io.op == BaseOp::Write && holds_data(segs);
+        let mut took = self.latency.draw(io.op, is_data, &mut self.rng);
         let fails = self.draw_fault(io.op);
         if self.happens(self.faults.stall) {
             took += self.fate.around(STALL_MEAN_NS).min(STALL_MAX_NS);
@@ -214,6 +252,7 @@ impl Base {
         let split =
             (took > 1 && io.op != BaseOp::Flush && self.rng.chance(250)).then(|| self.rng.next());
         let flight = Flight {
+            owner: self.holder,
             number: self.clock,
             tag: io.tag,
             op: io.op,
@@ -281,6 +320,11 @@ impl Base {
 
     /// The next completion due by `now`, if any.
     pub fn poll(&mut self, now: u64) -> Option<(Tag, Result<(), BaseError>)> {
+        let mail = self.mail.get_mut(&self.holder).and_then(|mail| mail.done.pop_front());
+        if let Some((tag, result, notes)) = mail {
+            self.harms.notes.extend(notes);
+            return Some((tag, result));
+        }
         while let Some(Reverse((time, _, slot, event))) = self.events.peek().copied() {
             if time > now {
                 return None;
@@ -295,163 +339,20 @@ impl Base {
                 Event::Late => flight.late_done = true,
                 Event::Done => {
                     self.free.push(slot);
-                    return Some((flight.tag, self.finish(&mut flight)));
+                    let known = self.harms.notes.len();
+                    let result = self.finish(&mut flight);
+                    if flight.owner == self.holder {
+                        return Some((flight.tag, result));
+                    }
+                    let notes = self.harms.notes.split_off(known);
+                    let mail = self.mail.entry(flight.owner).or_default();
+                    mail.done.push_back((flight.tag, result, notes));
+                    continue;
                 }
             }
             self.flights[slot] = Some(flight);
         }
         None
-    }
-
-    /// One of the two steps in which an operation reads or changes the pages.
-    fn take_effect(&mut self, flight: &mut Flight, early: bool) {
-        let done = if early { &mut flight.early_done } else { &mut flight.late_done };
-        if std::mem::replace(done, true) || flight.op == BaseOp::Flush {
-            return;
-        }
-        let (first, last) = blocks(flight.offset, flight.len);
-        for block in first..=last {
-            let cover = cover(flight.offset, flight.len, block);
-            let mask = self.step_mask(flight, block, early) & cover;
-            if mask == 0 {
-                continue;
-            }
-            match flight.op {
-                BaseOp::Read => self.read_sectors(flight, block, mask),
-                BaseOp::Write => self.write_sectors(flight, block, mask, cover),
-                BaseOp::Flush => unreachable!("a flush has no pages"),
-            }
-        }
-    }
-
-    /// Sectors of `block` that belong to this step.
-    fn step_mask(&self, flight: &Flight, block: u64, early: bool) -> u8 {
-        let Some(split) = flight.split else {
-            return if early { 0 } else { 0xFF };
-        };
-        let drawn = mix(split ^ block);
-        // A write that fails leaves whole blocks old or new, like one that a crash cuts short.
-        let whole = self.traits.atomic_rw || flight.fails.is_some() && self.traits.atomic_4k;
-        let first = match (whole, drawn & 1) {
-            (true, 0) => 0,
-            (true, _) => 0xFF,
-            (false, _) => (drawn >> 8) as u8,
-        };
-        if early {
-            first
-        } else if flight.early_done {
-            !first
-        } else {
-            0xFF
-        }
-    }
-
-    fn read_sectors(&mut self, flight: &Flight, block: u64, mask: u8) {
-        let mut sector_data = [0; 512];
-        if mask == 0xFF {
-            let page = self.pages.copy(block);
-            let skip = block * PAGE as u64 - flight.offset;
-            write_segs(&flight.segs, skip as usize, &page[..]);
-            return;
-        }
-        for sector in (0..8).filter(|s| mask & 1 << s != 0) {
-            self.pages.read(block, sector as usize * 512, &mut sector_data);
-            let skip = block * PAGE as u64 + sector * 512 - flight.offset;
-            write_segs(&flight.segs, skip as usize, &sector_data);
-        }
-    }
-
-    fn write_sectors(&mut self, flight: &Flight, block: u64, mask: u8, cover: u8) {
-        if self.faults.harm.any() || !self.harms.is_empty() {
-            self.harm_write(block);
-        }
-        let pages = &mut self.pages;
-        let dirty = self
-            .dirty
-            .entry(block)
-            .or_insert_with(|| Dirty { durable: pages.copy(block), pieces: Vec::new() });
-        let page = pages.page_mut(block);
-        let start = block * PAGE as u64;
-        if mask == 0xFF {
-            read_segs(&flight.segs, (start - flight.offset) as usize, &mut page[..]);
-        } else {
-            for sector in (0..8).filter(|s| mask & 1 << s != 0) {
-                let skip = start + sector as u64 * 512 - flight.offset;
-                let range = sector * 512..sector * 512 + 512;
-                read_segs(&flight.segs, skip as usize, &mut page[range]);
-            }
-        }
-        // Only the sectors of `mask` count.
-        let data = Box::new(*page);
-        dirty.pieces.push(Piece {
-            io: flight.number,
-            mask,
-            cover,
-            done: IN_FLIGHT,
-            safe: false,
-            doomed: false,
-            data,
-        });
-    }
-
-    fn finish(&mut self, flight: &mut Flight) -> Result<(), BaseError> {
-        if self.gone {
-            flight.fails = Some(BaseError::Gone);
-        }
-        match flight.op {
-            BaseOp::Read if flight.fails.is_none() => {
-                self.harm_read(flight.offset, flight.len, &flight.segs);
-            }
-            BaseOp::Read => {}
-            BaseOp::Write => self.finish_write(flight),
-            BaseOp::Flush => self.finish_flush(flight),
-        }
-        let Some(error) = flight.fails else { return Ok(()) };
-        match flight.op {
-            BaseOp::Read => self.injected.reads += 1,
-            BaseOp::Write => self.injected.writes += 1,
-            BaseOp::Flush => self.injected.flushes += 1,
-        }
-        Err(error)
-    }
-
-    fn finish_write(&mut self, flight: &Flight) {
-        let (first, last) = blocks(flight.offset, flight.len);
-        for block in first..=last {
-            let Some(dirty) = self.dirty.get_mut(&block) else { continue };
-            for piece in dirty.pieces.iter_mut().filter(|p| p.io == flight.number) {
-                piece.done = self.clock;
-                piece.safe = !self.traits.volatile_cache;
-            }
-            if fold(dirty) {
-                self.dirty.remove(&block);
-            }
-        }
-        if first == last && flight.fails.is_none() {
-            self.harm_written(first);
-        }
-    }
-
-    /// A flush covers what completed before it began; one that fails may drop that for good.
-    fn finish_flush(&mut self, flight: &Flight) {
-        let drop_permille =
-            if flight.fails.is_some() { self.rng.pick(&[0, 300, 1000]) } else { 0u64 };
-        if self.lie == Lie::Flush {
-            return;
-        }
-        let drop_seed = self.rng.next();
-        self.dirty.retain(|block, dirty| {
-            for piece in dirty.pieces.iter_mut().filter(|p| p.done < flight.began && !p.safe) {
-                if flight.fails.is_none() {
-                    piece.safe = !piece.doomed;
-                } else {
-                    // The same for both steps of a write.
-                    let drawn = mix(mix(drop_seed ^ piece.io) ^ *block) % 1000;
-                    piece.doomed |= drawn < drop_permille;
-                }
-            }
-            !fold(dirty)
-        });
     }
 
     /// Everything in flight takes effect as far as it still can; called when the engine dies,
@@ -464,31 +365,23 @@ impl Base {
         }
         self.free.clear();
         self.events.clear();
+        self.mail.values_mut().for_each(|mail| mail.done.clear());
+    }
+
+    /// Opened again: what went wrong before is over. True if a flush had failed.
+    pub(super) fn reopen(&mut self) -> bool {
+        let failed = self.flush_failed.take().is_some() || self.injected.flushes > 0;
+        self.injected = Injected::default();
+        self.mail.clear();
+        failed
     }
 }
 
-/// Moves the safe pieces at the front into the durable page; true if no piece is left.
-fn fold(dirty: &mut Dirty) -> bool {
-    let safe = dirty.pieces.iter().take_while(|piece| piece.safe).count();
-    for piece in dirty.pieces.drain(..safe) {
-        copy_sectors(&mut dirty.durable, &piece.data, piece.mask);
-    }
-    dirty.pieces.is_empty()
-}
-
-fn blocks(offset: u64, len: u32) -> (u64, u64) {
-    (offset / PAGE as u64, (offset + u64::from(len) - 1) / PAGE as u64)
-}
-
-/// Sectors of `block` inside a byte range.
-pub(super) fn cover(offset: u64, len: u32, block: u64) -> u8 {
-    let start = block * PAGE as u64;
-    (0..8u64)
-        .filter(|sector| {
-            let at = start + sector * 512;
-            at >= offset && at < offset + u64::from(len)
-        })
-        .fold(0, |mask, sector| mask | 1 << sector)
+/// True if the memory begins with what a client has written.
+fn holds_data(segs: &[Seg]) -> bool {
+    let mut head = [0; 8];
+    read_segs(segs, 0, &mut head);
+    is_data(head)
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ fn work_on(work: &Work, sender: &Sender<Verdict>) {
             let at = (begun, verdict.seeds, Instant::now());
             *work.at[canary].lock().expect("no thread dies") = Some(at);
             if verdict.seeds == SEEDS_BEFORE_CUTS {
+                // That takes longer than a seed may.
+                *work.at[canary].lock().expect("no thread dies") = None;
                 verdict.caught = by_power_cuts();
                 if verdict.caught.is_some() {
                     break;
@@ -141,6 +143,10 @@ fn oracle(message: &str) -> &'static str {
     let table = [
         ("powercut:", "power cuts enumerated"),
         ("assertion:", "assertion of the engine"),
+        ("recover twice:", "recovery twice as once"),
+        ("ruin:", "what is damaged is an error"),
+        ("List(", "changed blocks"),
+        ("was held", "held trees"),
         ("liveness:", "liveness"),
         ("come to rest", "liveness"),
         ("nothing has happened", "liveness"),

@@ -5,6 +5,7 @@
 
 use lamina_bdev::{Command, DiskId, ErrorKind, Handle, Name, SnapId, SnapRef, Target, Uuid};
 
+use super::changed::Listing;
 use super::model::{Place, Uid};
 use super::ops::NEVER;
 use super::pattern::OpId;
@@ -12,7 +13,7 @@ use super::rng::mix;
 use super::world::{Attachment, World};
 
 /// Kinds of random commands, in the order of `Plan::command_weights`.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 14] = [
     "create",
     "clone",
     "snapshot",
@@ -25,6 +26,8 @@ pub const KINDS: [&str; 12] = [
     "blob",
     "checkpoint",
     "refused",
+    "changed",
+    "hold",
 ];
 
 /// Most disks and snapshots that random commands make.
@@ -56,6 +59,14 @@ pub enum Intent {
     Detach(u32),
     /// A consistency point.
     Checkpoint,
+    /// A page of changed blocks.
+    List(Box<Listing>),
+    /// What comes free is not given out.
+    Hold,
+    /// The first consistency point after that.
+    HoldPoint,
+    /// It is given out again.
+    Unhold,
     /// It is refused and changes nothing.
     Refused,
 }
@@ -168,6 +179,8 @@ impl World {
             "blob" => self.set_blob(),
             "checkpoint" => self.give(Command::Checkpoint, Intent::Checkpoint, None, vec![]),
             "refused" => self.refused(),
+            "changed" => self.draw_listing(),
+            "hold" => self.draw_hold(),
             _ => {}
         }
     }

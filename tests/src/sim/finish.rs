@@ -2,7 +2,7 @@
 //! one more crash, everything is deleted and all space must be back.
 
 use super::commands::Intent;
-use super::model::Place;
+use super::model::{Place, Uid};
 use super::plan::Faults;
 use super::power::Crash;
 use super::world::World;
@@ -21,37 +21,51 @@ impl World {
     pub fn finish(&mut self) -> Result<(), String> {
         self.calm_down()?;
         self.drain()?;
-        self.verify()?;
+        self.each(World::verify)?;
         if self.plan.last_crash {
             let power = self.plan.power_permille > 0 && self.rng.chance(500);
             self.crash(if power { Crash::Power } else { Crash::Kill })?;
             self.drain()?;
-            self.attach_all()?;
-            self.verify()?;
+            self.each(World::attach_all)?;
+            self.each(World::verify)?;
         }
-        self.tear_down()
+        self.each(World::tear_down)?;
+        if self.rng.chance(300) {
+            self.crash(Crash::Kill)?;
+            self.drain()?;
+            self.each(World::check_empty)?;
+        }
+        Ok(())
     }
 
     /// No faults and crashes from now on. First liveness: whatever is in flight ends in bounded
     /// virtual time, and what is asked for after that is answered. Then a life that has seen errors
     /// ends: the engine may rightly refuse to go on in it.
-    fn calm_down(&mut self) -> Result<(), String> {
-        self.calm = true;
-        self.errands.clear();
+    pub(super) fn calm_down(&mut self) -> Result<(), String> {
+        self.each(|world| {
+            world.calm = true;
+            world.errands.clear();
+            Ok(())
+        })?;
         self.forget_crash();
-        self.base.behave(self.plan.latency, Faults::default(), self.lie);
+        self.set_faults(Faults::default());
         self.base.harms.lift();
         self.base.relent(self.now);
         let crashes = self.crashes;
         self.drain()?;
         if self.crashes == crashes {
-            self.probe()?;
+            self.each(World::probe)?;
         }
-        if self.base.injected.any() {
+        if self.base.injected_any() {
             self.crash(Crash::Kill)?;
             self.drain()?;
         }
-        self.attach_all()
+        self.each(|world| {
+            if world.held.is_some() {
+                world.give(Command::Unhold, Intent::Unhold, None, vec![]);
+            }
+            world.attach_all()
+        })
     }
 
     /// One write, flush and read on each disk; all are answered, and well, unless the shard has
@@ -111,6 +125,7 @@ impl World {
         self.wish_reads();
         self.drain()?;
         self.check_mapped()?;
+        let mut before = None;
         for snap in self.model.live_snaps() {
             let place = Place::Snap(snap);
             if self.model.touched(place).is_empty() {
@@ -120,6 +135,8 @@ impl World {
             self.drain()?;
             self.wish_reads_of(place);
             self.drain()?;
+            self.verify_changes(snap, before)?;
+            before = Some(snap);
             let keys: Vec<u32> = self
                 .attachments
                 .iter()
@@ -132,6 +149,26 @@ impl World {
             self.drain()?;
         }
         self.check_listing()
+    }
+
+    /// Lists what a snapshot that has just been read has, and what differs from another one.
+    fn verify_changes(&mut self, snap: Uid, other: Option<Uid>) -> Result<(), String> {
+        if self.plan.command_weights[12] == 0 {
+            return Ok(());
+        }
+        self.list_all(snap, None);
+        self.drain()?;
+        let Some(other) = other else { return Ok(()) };
+        self.attach(Place::Snap(other));
+        self.drain()?;
+        self.list_all(snap, Some(other));
+        self.drain()?;
+        self.list_all(other, Some(snap));
+        self.drain()?;
+        let key = self.attachments.iter().find(|(_, a)| a.place == Place::Snap(other));
+        let key = *key.expect("just attached").0;
+        self.detach(key);
+        self.drain()
     }
 
     /// The engine's count of mapped blocks against what was just read.
@@ -181,15 +218,13 @@ impl World {
         if !self.model.live_disks().is_empty() {
             return Err("the disks that are left cannot be deleted".to_string());
         }
+        self.check_empty()
+    }
+
+    /// Nothing is there, and all space is back.
+    fn check_empty(&mut self) -> Result<(), String> {
         self.check_listing()?;
-        self.check_space()?;
-        if self.rng.chance(300) {
-            self.crash(Crash::Kill)?;
-            self.drain()?;
-            self.check_listing()?;
-            self.check_space()?;
-        }
-        Ok(())
+        self.check_space()
     }
 
     fn check_space(&mut self) -> Result<(), String> {

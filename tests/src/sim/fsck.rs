@@ -10,6 +10,7 @@
 //! what the last committed consistency point says; the journal comes on top of that.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::image::{Block, Image, Kind, Sides, u64_at};
 use super::rng::mix;
@@ -24,6 +25,11 @@ const LOST: u64 = ADDRESS;
 const CATALOGUE_ENTRIES: u64 = 252;
 /// Snapshots in a block of a log.
 const LOG_ENTRIES: usize = 31;
+/// Where a record says where the live tree begins, and how many blocks it maps.
+const RECORD_ROOT: usize = 64 + 96;
+const RECORD_MAPPED: usize = 64 + 112;
+/// Where an entry of a log says how many blocks its snapshot maps.
+const ENTRY_MAPPED: usize = 32;
 /// The live version is being reaped.
 const REAP_LIVE: u64 = u64::MAX;
 
@@ -46,10 +52,20 @@ pub struct Findings {
     pub mapping: u64,
 }
 
+/// Which consistency point must have written a node: its number modulo the first is the second.
+type Stamp = (u64, u64);
+/// Of a link.
+const LINK_STAMPS: u64 = 4093;
+/// Of a root.
+const ROOT_STAMPS: u64 = 1 << 48;
+/// Where a node has the stamps of its links, 12 bits each.
+const STAMPS_AT: usize = 3152;
+
 /// A tree to walk.
 struct Version {
     family: u64,
     root: u64,
+    stamp: Stamp,
     level: u8,
     /// Leaves below this have been reaped.
     cursor: u64,
@@ -73,6 +89,16 @@ struct Below {
     mapped: u64,
     hash: u64,
     lost: bool,
+    /// Consistency point that wrote the node.
+    generation: u64,
+}
+
+/// Where the trees of a consistency point lie.
+pub struct Trees {
+    /// The nodes.
+    pub nodes: BTreeMap<u64, Rc<Block>>,
+    /// Every block in use, and by what.
+    pub owners: BTreeMap<u64, u64>,
 }
 
 struct Walk<'a> {
@@ -83,6 +109,8 @@ struct Walk<'a> {
     seen: BTreeMap<u64, Below>,
     found: Findings,
     tolerant: bool,
+    /// Nodes are kept here, if anybody wants them.
+    nodes: Option<BTreeMap<u64, Rc<Block>>>,
 }
 
 /// Reads the whole store. `tolerant`: metadata has been damaged on purpose, so that lost links,
@@ -91,6 +119,26 @@ struct Walk<'a> {
 /// # Errors
 /// The first thing that is wrong.
 pub fn check(image: &Image, tolerant: bool) -> Result<Findings, String> {
+    walk(image, tolerant, None).map(|walk| walk.found)
+}
+
+/// The same, and what it has seen.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn trees(image: &Image, tolerant: bool) -> Result<Trees, String> {
+    let walk = walk(image, tolerant, Some(BTreeMap::new()))?;
+    let first = walk.geometry.extents;
+    let owners = walk.owners.iter().enumerate().filter(|(_, owner)| **owner != 0);
+    let owners = owners.map(|(place, owner)| (first + place as u64, *owner)).collect();
+    Ok(Trees { nodes: walk.nodes.unwrap_or_default(), owners })
+}
+
+fn walk<'a>(
+    image: &'a Image,
+    tolerant: bool,
+    nodes: Option<BTreeMap<u64, Rc<Block>>>,
+) -> Result<Walk<'a>, String> {
     let (superblock, generation) = image.superblock()?;
     let field = |index: usize| u64_at(&superblock, 64 + index * 8);
     let geometry = Geometry {
@@ -107,6 +155,7 @@ pub fn check(image: &Image, tolerant: bool) -> Result<Findings, String> {
         seen: BTreeMap::new(),
         found: Findings { generation, ..Findings::default() },
         tolerant,
+        nodes,
     };
     let versions = walk.versions(used)?;
     for version in &versions {
@@ -120,7 +169,7 @@ pub fn check(image: &Image, tolerant: bool) -> Result<Findings, String> {
             f.leaked, f.first_leaked
         ));
     }
-    Ok(walk.found)
+    Ok(walk)
 }
 
 impl Walk<'_> {
@@ -132,7 +181,7 @@ impl Walk<'_> {
 
     /// All versions of all disks, and their families.
     fn versions(&mut self, used: u64) -> Result<Vec<Version>, String> {
-        let mut records: BTreeMap<u64, Block> = BTreeMap::new();
+        let mut records: BTreeMap<u64, Rc<Block>> = BTreeMap::new();
         for slot in 0..used {
             let at = self.geometry.records + 2 * slot;
             match self.image.pair(at, Kind::DiskRecord, self.found.generation) {
@@ -158,13 +207,15 @@ impl Walk<'_> {
             let field = |at: usize| u64_at(block, 64 + at);
             let (reaping, cursor) = (field(152), field(160));
             let deleting = block[64] == 2;
+            self.found.dying += u64::from(deleting);
             let reaped = |id: u64| if reaping == id { cursor } else { 0 };
             versions.push(Version {
                 family: family(*slot),
-                root: field(96),
+                root: u64_at(block, RECORD_ROOT),
+                stamp: (ROOT_STAMPS, field(2264)),
                 level: block[65],
                 cursor: if deleting { reaped(REAP_LIVE) } else { 0 },
-                mapped: field(112),
+                mapped: u64_at(block, RECORD_MAPPED),
                 dying: deleting,
                 name: format!("the live version of disk {slot}"),
                 uuid: field(72) ^ field(80),
@@ -201,14 +252,16 @@ impl Walk<'_> {
                 if id == 0 {
                     continue;
                 }
-                let state = block[entry + 41];
+                // Bit 2: a repair has given up something of it.
+                let state = block[entry + 41] & 3;
                 self.found.dying += u64::from(state == 1);
                 versions.push(Version {
                     family,
                     root: u64_at(&block, entry + 16),
+                    stamp: (ROOT_STAMPS, u64_at(&block, entry + 40) >> 16),
                     level: block[entry + 40],
                     cursor: reaped(id),
-                    mapped: u64_at(&block, entry + 32),
+                    mapped: u64_at(&block, entry + ENTRY_MAPPED),
                     dying: deleting || state != 0,
                     name: format!("snapshot {id} of disk {slot}"),
                     uuid: u64_at(&block, entry + 48) ^ u64_at(&block, entry + 56),
@@ -256,7 +309,7 @@ impl Walk<'_> {
             };
         }
         let below = self
-            .node(version, version.root, version.level, 0)
+            .node(version, version.root, version.level, 0, version.stamp)
             .map_err(|why| format!("{}: {why}", version.name))?;
         if version.dying {
             return Ok(());
@@ -270,15 +323,25 @@ impl Walk<'_> {
     }
 
     /// Claims a node and what is below it.
-    fn node(&mut self, v: &Version, at: u64, level: u8, index: u64) -> Result<Below, String> {
+    fn node(
+        &mut self,
+        v: &Version,
+        at: u64,
+        level: u8,
+        index: u64,
+        (modulus, rest): Stamp,
+    ) -> Result<Below, String> {
         let span = u32::from(level) * 9;
         if (index + 1) << span <= v.cursor {
             return Ok(Below::default());
         }
         if self.claim(at, 1 + u64::from(level), v.family, index)?
-            && let Some(below) = self.seen.get(&at)
+            && let Some(below) = self.seen.get(&at).copied()
         {
-            return Ok(*below);
+            if below.generation % modulus != rest {
+                self.damage(|| format!("node at block {at}: parents differ about its stamp"))?;
+            }
+            return Ok(below);
         }
         let block = match self.image.node(at, level, index, self.found.generation) {
             Ok(block) => block,
@@ -287,7 +350,17 @@ impl Walk<'_> {
                 return Ok(Below { lost: true, ..Below::default() });
             }
         };
-        let mut below = Below::default();
+        let generation = u64_at(&block, 3072 + 48);
+        if generation % modulus != rest {
+            self.damage(|| {
+                format!("node at block {at} is of point {generation}, due was {rest} of {modulus}")
+            })?;
+            return Ok(Below { lost: true, ..Below::default() });
+        }
+        if let Some(nodes) = &mut self.nodes {
+            nodes.insert(at, block.clone());
+        }
+        let mut below = Below { generation, ..Below::default() };
         for child in 0..LINKS {
             let link = &block[child as usize * 6..child as usize * 6 + 6];
             let link = u64::from(u32::from_le_bytes(link[..4].try_into().expect("4")))
@@ -305,7 +378,9 @@ impl Walk<'_> {
                     below.hash = below.hash.wrapping_add(mix(place ^ mix(to)));
                 }
                 _ => {
-                    let deeper = self.node(v, to, level - 1, place)?;
+                    let stamp = u64_at(&block, STAMPS_AT + child as usize * 3 / 2);
+                    let stamp = stamp >> (child % 2 * 4) & 0xfff;
+                    let deeper = self.node(v, to, level - 1, place, (LINK_STAMPS, stamp))?;
                     below.mapped += deeper.mapped;
                     below.hash = below.hash.wrapping_add(deeper.hash);
                     below.lost |= deeper.lost;
@@ -342,7 +417,7 @@ impl Walk<'_> {
     fn bitmap(&mut self, extent: u64, free: u32, generation: u64) -> Result<(), String> {
         let start = self.geometry.extents + extent * self.geometry.extent_blocks;
         let bits = match generation {
-            0 => [0; 4096],
+            0 => Rc::new([0; 4096]),
             _ => match self.image.bitmap(start, extent, generation) {
                 Ok(block) => block,
                 Err(why) => return self.damage(|| format!("bitmap of extent {extent}: {why}")),
@@ -374,8 +449,13 @@ impl Walk<'_> {
     }
 }
 
+/// An owner without its family.
+pub fn role(owner: u64) -> u64 {
+    owner & !(0xf_ffff << 40)
+}
+
 /// An owner, for people.
-fn describe(owner: u64) -> String {
+pub fn describe(owner: u64) -> String {
     let (kind, family, index) = (owner >> 60, owner >> 40 & 0xf_ffff, owner & 0xff_ffff_ffff);
     match kind {
         1 => format!("virtual block {index} of the family of disk {family}"),
@@ -383,3 +463,7 @@ fn describe(owner: u64) -> String {
         level => format!("the level-{} node {index} of the family of disk {family}", level - 2),
     }
 }
+
+#[cfg(test)]
+#[path = "fsck_tests.rs"]
+mod tests;

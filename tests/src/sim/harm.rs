@@ -6,18 +6,24 @@
 //! ```
 //!
 //! The truth stays as it is, so faults can be lifted. Only damage that the format can see is done:
-//! a block sealed with another checksum, address or identity, or the one copy of a pair that is not
-//! needed. User data has no checksum in the store and is never touched.
+//! a block sealed with another checksum, address or identity, an older node of the same place, or the
+//! one copy of a pair that is not needed. User data has no checksum in the store and is never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lamina_bdev::Seg;
 
 use super::base::Base;
-use super::image::{Header, Kind, header_of};
+use super::image::{Header, Kind, header_of, seal};
 use super::memory::write_segs;
 use super::pages::{PAGE, Page};
 
+/// Consistency points that the stamps of links tell apart.
+const STAMPS: u64 = 4093;
+/// Where the header of a node stands.
+const NODE_HEADER_AT: usize = 3072;
+/// Of the writes that go astray, how many get lost.
+const NOWHERE_PERMILLE: u32 = 300;
 /// Old contents kept for stale reads.
 const OLD_MAX: usize = 4096;
 
@@ -86,6 +92,12 @@ impl Base {
         }
         let victim = self.fate.pick(&self.harms.written);
         let Some(old) = self.harms.old.get(&block).cloned() else { return };
+        if self.fate.chance(NOWHERE_PERMILLE) {
+            if self.harmful(block, &old).is_some() {
+                self.harms.hidden.insert(block, old);
+            }
+            return;
+        }
         if victim != block && self.harmful(victim, &page).is_some() {
             self.harms.hidden.insert(victim, page);
             if self.harmful(block, &old).is_some() {
@@ -132,7 +144,8 @@ impl Base {
             return Some(page);
         }
         if self.happens(harm.stale) {
-            return self.harms.old.get(&block).cloned();
+            let old = self.harms.old.get(&block).cloned();
+            return if self.fate.chance(500) { old } else { self.older_node(block).or(old) };
         }
         if !self.happens(harm.astray_read) {
             return None;
@@ -145,6 +158,23 @@ impl Base {
         Some(self.pages.copy(from))
     }
 
+    /// An older node of the same place as that in `block`, as a lost write leaves it, if that is one:
+    /// it lacks a link. Blocks are seldom used again for the same place by themselves.
+    fn older_node(&mut self, block: u64) -> Option<Box<Page>> {
+        let mut page = self.pages.copy(block);
+        let (kind, header) = header_of(&page)?;
+        let points = header.generation.saturating_sub(1).min(STAMPS - 1);
+        if kind != Kind::Node || points == 0 {
+            return None;
+        }
+        let generation = header.generation - 1 - self.fate.below(points);
+        page[NODE_HEADER_AT + 48..NODE_HEADER_AT + 56].copy_from_slice(&generation.to_le_bytes());
+        let link = self.fate.index(512) * 6;
+        page[link..link + 6].fill(0);
+        seal(&mut page, kind);
+        Some(page)
+    }
+
     /// What it means if `block` reads as `shown`; `None` if that would not be seen, if it is more
     /// than the format promises to bear, or no damage.
     fn harmful(&self, block: u64, shown: &Page) -> Option<Note> {
@@ -154,11 +184,11 @@ impl Base {
             return None;
         }
         let spare = match kind {
-            // A node or bitmap of the same identity but another time cannot be told apart by a
-            // node's parent; the catalogue names a bitmap's generation.
+            // A node of the same place but another time is told apart by its stamp, unless that is
+            // the same by chance; the catalogue names a bitmap's generation.
             Kind::Node => {
                 let same = header_of(shown).filter(|(k, h)| {
-                    let place = |h: &Header| (h.address, h.level, h.index);
+                    let place = |h: &Header| (h.address, h.level, h.index, h.generation % STAMPS);
                     *k == kind && place(h) == place(&header) && sealed(shown, kind)
                 });
                 same.is_none()
@@ -167,7 +197,7 @@ impl Base {
             Kind::Superblock | Kind::Catalogue | Kind::DiskRecord | Kind::SnapshotLog => {
                 self.has_twin(block, kind, &header)
             }
-            // Nothing tells a damaged journal block from one that was never written.
+            // It may be one that was never promised; `ruin` does it to those that were.
             Kind::Journal => false,
         };
         spare.then_some(Note { kind, block: header.address, owner: header.owner })
@@ -197,7 +227,7 @@ impl Base {
 /// True if the checksum of the block is right.
 fn sealed(page: &Page, kind: Kind) -> bool {
     let head = match kind {
-        Kind::Node => 3072,
+        Kind::Node => NODE_HEADER_AT,
         _ => 0,
     };
     let store: [u8; 16] = page[head + 16..head + 32].try_into().expect("sixteen bytes");

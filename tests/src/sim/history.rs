@@ -110,6 +110,15 @@ impl History {
         self.entries.iter().map(|entry| entry.op)
     }
 
+    /// True if there are entries, and each certainly took effect before event `first`.
+    pub fn settled(&self, ops: &OpTable, first: u64) -> bool {
+        let certain = |entry: &Entry| {
+            let facts = ops.get(entry.op);
+            !entry.maybe && facts.closed < first && facts.fate == Fate::Acked
+        };
+        !self.entries.is_empty() && self.entries.iter().all(certain)
+    }
+
     /// Entries kept.
     pub fn len(&self) -> usize {
         self.entries.len()

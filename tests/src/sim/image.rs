@@ -1,5 +1,7 @@
 //! Reading sealed blocks of the image of one shard, as [`super::fsck`] needs them.
 
+use std::rc::Rc;
+
 use lamina_bdev::StoreLabel;
 
 use super::base::Base;
@@ -50,10 +52,9 @@ impl Kind {
 }
 
 /// A pair of copies.
-#[expect(clippy::large_enum_variant, reason = "one at a time, and not for long")]
 pub enum Sides {
     /// The copy that counts.
-    Good(Block),
+    Good(Rc<Block>),
     /// There is none; why.
     Bad(String),
 }
@@ -108,6 +109,14 @@ pub fn unseal(block: &Block, kind: Kind, store: &[u8; 16], shard: u16) -> Result
     Ok(parse(header))
 }
 
+/// Gives a block of `kind` the right checksum.
+pub fn seal(block: &mut Block, kind: Kind) {
+    let at = kind.header_at() + 8;
+    block[at..at + 4].fill(0);
+    let crc = crc32c::crc32c(block);
+    block[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// What a block of metadata says it is, whatever shard of whatever store it is of.
 pub fn header_of(block: &Block) -> Option<(Kind, Header)> {
     let kind = Kind::ALL.into_iter().find(|kind| {
@@ -135,14 +144,13 @@ impl<'a> Image<'a> {
         Image { base, first_block: first / 4096, store: label.uuid.0, shard: shard as u16 }
     }
 
-    fn read(&self, block: u64) -> Block {
-        let mut bytes = [0; 4096];
-        self.base.peek((self.first_block + block) * 4096, &mut bytes);
-        bytes
+    /// A block of the region.
+    pub fn block(&self, at: u64) -> Rc<Block> {
+        self.base.pages.share(self.first_block + at)
     }
 
-    fn open(&self, at: u64, kind: Kind) -> Result<(Block, Header), String> {
-        let block = self.read(at);
+    fn open(&self, at: u64, kind: Kind) -> Result<(Rc<Block>, Header), String> {
+        let block = self.block(at);
         let header = unseal(&block, kind, &self.store, self.shard)?;
         if header.address != at {
             return Err(format!("it was written for block {}", header.address));
@@ -154,7 +162,7 @@ impl<'a> Image<'a> {
     ///
     /// # Errors
     /// Neither copy is good.
-    pub fn superblock(&self) -> Result<(Block, u64), String> {
+    pub fn superblock(&self) -> Result<(Rc<Block>, u64), String> {
         let copies = [0, 1].map(|copy| self.open(copy, Kind::Superblock));
         let good = copies.into_iter().filter_map(Result::ok);
         let newest = good.max_by_key(|(_, header)| header.generation);
@@ -179,7 +187,13 @@ impl<'a> Image<'a> {
     ///
     /// # Errors
     /// It is not.
-    pub fn node(&self, at: u64, level: u8, index: u64, committed: u64) -> Result<Block, String> {
+    pub fn node(
+        &self,
+        at: u64,
+        level: u8,
+        index: u64,
+        committed: u64,
+    ) -> Result<Rc<Block>, String> {
         let (block, header) = self.open(at, Kind::Node)?;
         let due = header.level == level && header.index == index && header.generation <= committed;
         if due { Ok(block) } else { Err(format!("another node: {header:?}")) }
@@ -189,7 +203,7 @@ impl<'a> Image<'a> {
     ///
     /// # Errors
     /// There is none.
-    pub fn bitmap(&self, at: u64, extent: u64, generation: u64) -> Result<Block, String> {
+    pub fn bitmap(&self, at: u64, extent: u64, generation: u64) -> Result<Rc<Block>, String> {
         let mut why = "neither copy is the one named".to_string();
         for copy in 0..2 {
             match self.open(at + copy, Kind::Bitmap) {

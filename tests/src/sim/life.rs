@@ -11,7 +11,7 @@ use lamina_bdev::{Engine, EngineState, ErrorKind};
 use super::fsck::{self, Findings};
 use super::image::Image;
 use super::ops::NEVER;
-use super::plan::Faults;
+use super::plan::{Faults, Lie};
 use super::power::Crash;
 use super::world::World;
 
@@ -28,10 +28,10 @@ impl World {
         let faults =
             if self.calm || self.nested > 1 { Faults::default() } else { self.plan.faults };
         // The first opening is not under test: it measures the empty store.
-        let faults = if self.empty_blocks.is_none() { Faults::default() } else { faults };
-        self.base.behave(self.plan.latency, faults, self.lie);
+        let faults = if self.all_measured() { faults } else { Faults::default() };
+        self.set_faults(faults);
         if self.rng.chance(200) {
-            self.config.cache_bytes = self.rng.pick(&[1, 2, 8]) << 20;
+            self.config.cache_bytes = self.rng.pick(&[1, 2, 4]) << 20;
         }
         let (config, traits, shard) = (self.config, self.plan.traits, self.plan.shard);
         self.engine = Some(Engine::open(config, traits, &self.label, shard));
@@ -39,13 +39,13 @@ impl World {
         self.draw_next_crash();
     }
 
-    fn draw_next_crash(&mut self) {
+    pub(super) fn draw_next_crash(&mut self) {
         let every = self.plan.crash_every;
         self.next_crash = NEVER;
-        if self.calm || every == 0 || self.empty_blocks.is_none() {
+        if self.calm || every == 0 || !self.all_measured() {
             return;
         }
-        let wait = if self.recovered {
+        let wait = if self.all_recovered() {
             self.rng.around(every)
         } else if self.nested < NESTED_MAX && self.rng.chance(self.plan.nested_permille) {
             self.rng.between(1, 60)
@@ -63,6 +63,9 @@ impl World {
     /// After errors the host reopens the store, sooner or later.
     pub(super) fn reopening_due(&mut self) -> bool {
         let errors = self.errors_seen;
+        if self.lie == Lie::Alone {
+            return errors >= 1000;
+        }
         errors >= 100 || errors > 0 && self.recovered && self.rng.chance(2 + 5 * errors)
     }
 
@@ -71,14 +74,17 @@ impl World {
             (EngineState::Opening, false) | (EngineState::Ready, true) => Ok(()),
             (EngineState::Ready, false) => {
                 self.recovered = true;
-                self.nested = 0;
-                self.base.behave(self.plan.latency, self.current_faults(), self.lie);
+                if self.all_recovered() {
+                    self.all_open();
+                }
                 let now = self.now;
                 self.trace.note("ready", [self.crashes, 0, 0]);
                 self.trace.line(now, || "the store is open".to_string());
                 self.reconcile()?;
                 // Not before: the first reconciliation says that there is something to lose.
-                self.draw_next_crash();
+                if self.all_recovered() {
+                    self.draw_next_crash();
+                }
                 if !self.calm && self.rng.chance(300) {
                     self.wish_reads();
                 }
@@ -89,8 +95,10 @@ impl World {
         }
     }
 
-    fn current_faults(&self) -> Faults {
-        if self.calm { Faults::default() } else { self.plan.faults }
+    /// All shards are open: the faults of the plan begin.
+    pub(super) fn all_open(&mut self) {
+        self.nested = 0;
+        self.set_faults(if self.calm { Faults::default() } else { self.plan.faults });
     }
 
     fn judge_failed_open(&mut self) -> Result<(), String> {
@@ -104,12 +112,16 @@ impl World {
         self.crash(Crash::Kill)
     }
 
-    /// The engine dies; what is left is opened again.
-    pub(super) fn crash(&mut self, crash: Crash) -> Result<(), String> {
+    /// The engine is about to die, for the `nested`th time before it was open.
+    pub(super) fn fall(&mut self, nested: u32) {
         self.crashes += 1;
-        self.nested += u32::from(!self.recovered);
+        self.nested = nested;
+        self.wishes_crash = false;
         self.propose_pending();
-        let lossy = self.base.crash(crash);
+    }
+
+    /// The engine has died; `lossy` if the device may have lost completed writes.
+    pub(super) fn bury(&mut self, crash: Crash, lossy: bool) -> Result<(), String> {
         let now = self.now;
         self.trace.note("crash", [crash as u64, u64::from(lossy), self.base.happened]);
         self.engine = None;
@@ -118,6 +130,7 @@ impl World {
         self.errands.clear();
         self.attachments.clear();
         self.shrinks.clear();
+        self.held = None;
         self.model.crash(lossy);
         let clock = self.model.clock;
         self.trace.line(now, || format!("event {clock} crash: {crash:?}, lossy: {lossy}"));
@@ -125,8 +138,8 @@ impl World {
             return Err("it never opens".to_string());
         }
         self.check_image()?;
-        self.open();
-        Ok(())
+        self.rehearse()?;
+        self.ruin()
     }
 
     /// Reads the store as it lies on the device, with a reader of our own.

@@ -14,6 +14,8 @@ use lamina_bdev::Seg;
 const CANARY_LEN: usize = 24;
 /// What they hold.
 const CANARY: u8 = 0xC5;
+/// Most bytes that the first segment is off alignment.
+const SKEW_MAX: usize = 512;
 /// What a buffer holds before a read has filled it.
 pub const UNFILLED: u8 = 0xA7;
 
@@ -29,6 +31,7 @@ impl Buffer {
     /// Memory for segments of the lengths `lens`, `skew` bytes off alignment, filled with
     /// [`UNFILLED`].
     pub fn new(lens: &[usize], skew: usize) -> Buffer {
+        assert!(skew <= SKEW_MAX, "a skew of {skew} bytes");
         let sum: usize = lens.iter().sum();
         let total = sum + CANARY_LEN * (lens.len() + 1) + skew;
         let mut bytes = vec![UNFILLED; total].into_boxed_slice();
@@ -69,21 +72,41 @@ impl Buffer {
         read_segs(&self.segs, 0, out);
     }
 
+    /// True if the segments hold `data`.
+    pub fn holds(&self, data: &[u8]) -> bool {
+        let mut at = 0;
+        data.len() == self.len()
+            && self.segs.iter().all(|seg| {
+                let due = &data[at..at + seg.len];
+                at += seg.len;
+                matches(*seg, due)
+            })
+    }
+
     /// True if nobody wrote outside the segments.
     pub fn canaries_intact(&self) -> bool {
         let base = self.start.expose_provenance();
         let mut gap_start = base;
-        let mut intact = true;
-        let mut gap = Vec::new();
         let end = Seg { addr: base + self.total, len: 0 };
-        for seg in self.segs.iter().chain([&end]) {
-            gap.resize(seg.addr - gap_start, 0);
-            read_segs(&[Seg { addr: gap_start, len: gap.len() }], 0, &mut gap);
-            intact &= gap.iter().all(|byte| *byte == CANARY);
+        self.segs.iter().chain([&end]).all(|seg| {
+            let gap = Seg { addr: gap_start, len: seg.addr - gap_start };
             gap_start = seg.addr + seg.len;
-        }
-        intact
+            // The first gap is longer: it holds the skew.
+            matches(gap, &[CANARY; CANARY_LEN + SKEW_MAX][..gap.len])
+        })
     }
+}
+
+/// True if the memory of `seg` holds `due`, compared piece by piece.
+fn matches(seg: Seg, due: &[u8]) -> bool {
+    let mut piece = [0; 4096];
+    let mut at = 0;
+    due.chunks(piece.len()).all(|due| {
+        let piece = &mut piece[..due.len()];
+        read_segs(&[Seg { addr: seg.addr + at, len: due.len() }], 0, piece);
+        at += due.len();
+        piece == due
+    })
 }
 
 impl Drop for Buffer {

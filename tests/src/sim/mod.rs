@@ -17,12 +17,16 @@
 pub(crate) mod base;
 #[cfg(feature = "canaries")]
 mod canaries;
+mod changed;
 mod checks;
 mod commands;
 mod damage;
+mod effect;
 mod finish;
+mod fleet;
 pub(crate) mod fsck;
 mod harm;
+mod held;
 mod history;
 pub(crate) mod image;
 mod life;
@@ -33,9 +37,11 @@ mod pages;
 pub(crate) mod pattern;
 mod plan;
 mod power;
+mod rehearsal;
 mod replies;
 mod requests;
 pub(crate) mod rng;
+mod ruin;
 mod trace;
 mod world;
 

@@ -135,13 +135,24 @@ pub struct Snap {
     /// Asked for, answered.
     pub window: Window,
     /// What its blocks may hold.
-    blocks: BTreeMap<u64, Rc<History>>,
+    pub blocks: BTreeMap<u64, Rc<History>>,
     /// What was read from it: exact from then on.
     known: BTreeMap<u64, [Option<OpId>; SECTORS]>,
     /// No crash can change what it holds.
     content_durable: bool,
     /// Operations in flight when it was answered.
     open: Vec<OpId>,
+}
+
+impl Snap {
+    /// The writes that a block shows, if all of it has been read, or nobody ever wrote to it.
+    pub fn bytes(&self, block: u64) -> Option<[OpId; SECTORS]> {
+        if !self.blocks.contains_key(&block) || block * 4096 >= self.size {
+            return Some([0; SECTORS]);
+        }
+        let known = self.known.get(&block)?;
+        known.iter().all(Option::is_some).then(|| known.map(Option::unwrap_or_default))
+    }
 }
 
 /// A disk or a snapshot.

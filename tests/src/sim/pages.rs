@@ -1,8 +1,11 @@
 //! A sparse image of 4 KiB pages. A page never written reads as a fixed filling: zeros, or the
 //! rubbish that a used device holds.
+//!
+//! Pages are counted: what was there before a write, and what it wrote, are kept without copies.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
 
 use super::rng::mix;
 
@@ -12,7 +15,7 @@ pub const PAGE: usize = 4096;
 pub type Page = [u8; PAGE];
 
 /// Hashes one `u64` key; the order of a map is never looked at.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
@@ -32,20 +35,23 @@ impl Hasher for KeyHasher {
     }
 }
 
-/// The image.
+/// The image. A copy costs little: it shares the pages.
+#[derive(Clone)]
 pub struct Pages {
-    map: HashMap<u64, Box<Page>, BuildHasherDefault<KeyHasher>>,
+    map: HashMap<u64, Rc<Page>, BuildHasherDefault<KeyHasher>>,
     rubbish: Option<u64>,
+    /// Zeros.
+    blank: Rc<Page>,
 }
 
 impl Pages {
     /// An image full of zeros, or of the rubbish of a seed.
     pub fn new(rubbish: Option<u64>) -> Pages {
-        Pages { map: HashMap::default(), rubbish }
+        Pages { map: HashMap::default(), rubbish, blank: Rc::new([0; PAGE]) }
     }
 
-    fn filling(&self, page: u64) -> Box<Page> {
-        let mut bytes = Box::new([0; PAGE]);
+    fn filling(&self, page: u64) -> Page {
+        let mut bytes = [0; PAGE];
         if let Some(seed) = self.rubbish {
             let mut word = mix(seed ^ page);
             for chunk in bytes.chunks_exact_mut(8) {
@@ -70,28 +76,39 @@ impl Pages {
     pub fn page_mut(&mut self, page: u64) -> &mut Page {
         if !self.map.contains_key(&page) {
             let filling = self.filling(page);
-            self.map.insert(page, filling);
+            self.map.insert(page, Rc::new(filling));
         }
-        self.map.get_mut(&page).expect("the page was put there just now")
+        Rc::make_mut(self.map.get_mut(&page).expect("the page was put there just now"))
     }
 
     /// A copy of the page.
     pub fn copy(&self, page: u64) -> Box<Page> {
-        self.map.get(&page).cloned().unwrap_or_else(|| self.filling(page))
+        Box::new(*self.share(page))
+    }
+
+    /// The page as it is now.
+    pub fn share(&self, page: u64) -> Rc<Page> {
+        match (self.map.get(&page), self.rubbish) {
+            (Some(bytes), _) => bytes.clone(),
+            (None, None) => self.blank.clone(),
+            (None, Some(_)) => Rc::new(self.filling(page)),
+        }
     }
 
     /// Replaces the page.
-    pub fn put(&mut self, page: u64, bytes: Box<Page>) {
+    pub fn put(&mut self, page: u64, bytes: Rc<Page>) {
         self.map.insert(page, bytes);
     }
 }
 
-/// Copies the sectors of `mask` from `source` to `target`.
-pub fn copy_sectors(target: &mut Page, source: &Page, mask: u8) {
-    if mask == 0xFF {
-        target.copy_from_slice(source);
-        return;
+/// Puts the sectors of `mask` from `source` into `target`.
+pub fn copy_sectors(target: &mut Rc<Page>, source: &Rc<Page>, mask: u8) {
+    match mask {
+        0 => return,
+        0xFF => return target.clone_from(source),
+        _ => {}
     }
+    let target = Rc::make_mut(target);
     for sector in (0..8).filter(|s| mask & 1 << s != 0) {
         let range = sector * 512..sector * 512 + 512;
         target[range.clone()].copy_from_slice(&source[range]);

@@ -19,6 +19,8 @@ pub enum Lie {
     Tear,
     /// The death of the daemon loses completed writes.
     Forget,
+    /// A flush that fails is made known to its shard alone.
+    Alone,
 }
 
 /// Errors of the base device, in 10,000 operations.
@@ -77,15 +79,26 @@ pub struct Latency {
     pub tail_ns: u64,
     /// Flushes take so many times longer.
     pub flush_factor: u64,
+    /// Only writes from the memory of guests take the tail.
+    pub tail_of_data: bool,
 }
 
 impl Latency {
     /// Done at once, like RAM.
-    pub const INSTANT: Latency =
-        Latency { min_ns: 0, spread_ns: 0, tail_per_10k: 0, tail_ns: 0, flush_factor: 1 };
+    pub const INSTANT: Latency = Latency {
+        min_ns: 0,
+        spread_ns: 0,
+        tail_per_10k: 0,
+        tail_ns: 0,
+        flush_factor: 1,
+        tail_of_data: false,
+    };
 
     /// Nanoseconds that one operation takes.
-    pub fn draw(&self, op: BaseOp, rng: &mut Rng) -> u64 {
+    pub fn draw(&self, op: BaseOp, is_data: bool, rng: &mut Rng) -> u64 {
+        if self.tail_of_data && !is_data {
+            return self.min_ns + rng.around(self.spread_ns);
+        }
         if rng.below(10_000) < u64::from(self.tail_per_10k) {
             return rng.around(self.tail_ns);
         }
@@ -119,6 +132,8 @@ pub struct Plan {
     pub shards: u32,
     /// The shard that runs.
     pub shard: u32,
+    /// The others run too.
+    pub all_shards: bool,
     /// Bytes of journal, 0 = by size.
     pub journal_bytes: u64,
     /// Promises of the base device.
@@ -146,7 +161,7 @@ pub struct Plan {
     /// Control commands, permille of operations.
     pub command_permille: u32,
     /// Weights of the kinds of commands, in the order of `commands::KINDS`.
-    pub command_weights: [u32; 12],
+    pub command_weights: [u32; 14],
     /// Commands in flight at once.
     pub commands_max: usize,
     /// Mean base events between crashes; 0 = none.
@@ -180,8 +195,9 @@ impl Plan {
         let shards = rng.pick(&[1, 1, 1, 2, 3]);
         let mebibytes =
             if small { rng.pick(&[17, 20, 32]) } else { rng.pick(&[48, 64, 128, 256, 512]) };
-        let slots = rng.pick(&[4, 16, 64, 256, 1024]);
-        Plan {
+        // More than `depth` are never in use: larger tables would only cost time at each opening.
+        let slots = rng.pick(&[4, 16, 64, 72, 128]);
+        let mut plan = Plan {
             device_bytes: (mebibytes << 20) * u64::from(shards)
                 + rng.pick(&[0, 0, 512, 4096, 1_234_944]),
             shards,
@@ -191,7 +207,7 @@ impl Plan {
             rubbish: rng.chance(400),
             latency: draw_latency(rng),
             faults: draw_late_faults(late, draw_faults(rng)),
-            config: Config { slots, cache_bytes: rng.pick(&[1, 1, 2, 8]) << 20 },
+            config: Config { slots, cache_bytes: rng.pick(&[1, 1, 2, 4]) << 20 },
             disks: rng.between(1, 6) as usize,
             depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
             burst: rng.pick(&[1, 2, 8, 32]),
@@ -206,10 +222,67 @@ impl Plan {
             nested_permille: rng.pick(&[0, 200, 500]),
             odd_segments: rng.chance(200),
             last_crash: rng.chance(500),
+            all_shards: false,
             leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
             ops,
+        };
+        plan.all_shards = shards > 1 && late.chance(600);
+        if late.chance(300) {
+            plan.command_weights[12] = late.pick(&[5, 20, 60]);
         }
+        if late.chance(200) {
+            plan.command_weights[13] = late.pick(&[3, 10]);
+        }
+        match late.below(1000) {
+            0..60 => plan.storm(late),
+            60..120 => plan.dawdle(late),
+            _ => {}
+        }
+        plan
+    }
+}
+
+impl Plan {
+    /// Many small writes at once on a device that tears, and power cuts one after the other: long
+    /// journal blocks are written over those of the life before.
+    fn storm(&mut self, late: &mut Rng) {
+        (self.traits.volatile_cache, self.traits.atomic_4k) = (true, false);
+        (self.depth, self.burst, self.pause_ns) = (64, 48, late.pick(&[0, 50_000]));
+        self.config.slots = self.config.slots.max(72);
+        self.mix.weights = [5, 90, 3, 3, 3, 0];
+        self.mix.lengths = [late.pick(&[0, 10]), 80, 5, 0, 0];
+        self.latency = Latency { min_ns: 1_000, spread_ns: 900_000, ..self.latency };
+        (self.crash_every, self.power_permille) = (late.pick(&[60, 150, 400]), 1000);
+        self.nested_permille = late.pick(&[0, 200]);
+    }
+
+    /// Writes of guests now and then take far longer than everything else, while snapshots are taken,
+    /// cloned and read.
+    fn dawdle(&mut self, late: &mut Rng) {
+        // Else hardly anything is written in place so soon after a snapshot.
+        (self.traits.atomic_4k, self.traits.volatile_cache) = (true, late.chance(300));
+        self.latency = Latency {
+            min_ns: 500,
+            spread_ns: 2_000,
+            tail_per_10k: late.pick(&[500, 2000]),
+            tail_ns: late.pick(&[300_000, 2_000_000]),
+            flush_factor: 1,
+            tail_of_data: true,
+        };
+        (self.window_blocks, self.pause_ns) = (late.pick(&[4, 16]), late.pick(&[2_000, 20_000]));
+        (self.depth, self.burst) = (32, late.pick(&[1, 2]));
+        self.config.slots = self.config.slots.max(64);
+        self.disks = late.pick(&[1, 2]);
+        self.mix.weights = [40, 50, 3, 1, 1, 0];
+        self.mix.lengths = [10, 60, 10, 0, 0];
+        self.mix.hot_permille = 1000;
+        (self.command_permille, self.commands_max) = (late.pick(&[80, 200]), 6);
+        let [snapshot, checkpoint, attach, clone] = [2, 10, 8, 1];
+        for (kind, weight) in [(snapshot, 15), (checkpoint, 30), (attach, 40), (clone, 5)] {
+            self.command_weights[kind] = weight;
+        }
+        self.crash_every = late.pick(&[0, 1000]);
     }
 }
 
@@ -223,6 +296,7 @@ fn draw_latency(rng: &mut Rng) -> Latency {
         tail_per_10k: if tail { rng.pick(&[20, 100, 500]) } else { 0 },
         tail_ns: rng.pick(&[2_000_000, 50_000_000, 3_000_000_000]),
         flush_factor: rng.pick(&[1, 4, 20]),
+        tail_of_data: false,
     }
 }
 
@@ -286,11 +360,12 @@ fn draw_mix(rng: &mut Rng, fill: bool) -> RequestMix {
     mix
 }
 
-fn draw_weights(rng: &mut Rng) -> [u32; 12] {
+/// Those of the newer kinds are 0 here.
+fn draw_weights(rng: &mut Rng) -> [u32; 14] {
     const FULL: [u32; 12] = [4, 10, 30, 10, 4, 8, 5, 4, 12, 5, 8, 6];
     let mut weights = FULL.map(|weight| if rng.chance(700) { weight } else { 0 });
     if weights.iter().all(|weight| *weight == 0) {
         weights = FULL;
     }
-    weights
+    std::array::from_fn(|kind| weights.get(kind).copied().unwrap_or(0))
 }

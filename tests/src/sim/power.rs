@@ -32,7 +32,6 @@ impl Base {
     /// Ends the life of whoever used the device. Returns true if completed writes may have been
     /// lost: a power cut, or a reopening after a failed flush.
     pub fn crash(&mut self, crash: Crash) -> bool {
-        let reopened_after_failed_flush = self.injected.flushes > 0;
         // A device that was pulled out has lost its cache.
         let crash = if std::mem::take(&mut self.gone) { Crash::Power } else { crash };
         self.materialize();
@@ -55,11 +54,10 @@ impl Base {
             dirty.pieces.retain(|piece| piece.mask != 0);
             self.pages.put(*block, page);
         }
-        let lossy = crash == Crash::Power || reopened_after_failed_flush;
+        let lossy = self.reopen() || crash == Crash::Power;
         if lossy || !self.traits.volatile_cache {
             self.dirty.clear();
         }
-        self.injected = super::base::Injected::default();
         lossy
     }
 

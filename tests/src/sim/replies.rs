@@ -38,6 +38,14 @@ impl World {
     fn failed_command(&mut self, pending: &Pending, error: Error) -> Result<(), String> {
         let info = self.engine().store_info();
         let tight = info.free_blocks < 512 + info.total_blocks / 32;
+        if let (Intent::Unhold, ErrorKind::NoSpace) = (&pending.intent, error.kind) {
+            return self.hold_over(true);
+        }
+        if let (Intent::List(listing), ErrorKind::Corrupt) = (&pending.intent, error.kind) {
+            self.listing_over(listing);
+            let excused = self.base.injected.reads > 0 || listing.snaps().any(|uid| self.hurt(uid));
+            return excused.then_some(()).ok_or_else(|| format!("{error}"));
+        }
         match error.kind {
             ErrorKind::Io if self.base.injected.any() => {
                 // Nobody knows whether it happened before the engine is opened again.
@@ -128,6 +136,10 @@ impl World {
                     self.model.durable_since(uid, from);
                 }
             }
+            (Intent::List(listing), Reply::Changes(page)) => self.take_page(listing, &page)?,
+            (Intent::Hold, Reply::Unit) => self.hold_begun(),
+            (Intent::HoldPoint, Reply::Unit) => self.hold_reached()?,
+            (Intent::Unhold, Reply::Unit) => self.hold_over(false)?,
             (intent, reply) => return Err(format!("{reply:?} does not answer {intent:?}")),
         }
         Ok(())
@@ -173,7 +185,14 @@ impl World {
                 Intent::Label(uid, label) => self.model.snap_mut(uid).label.propose(label),
                 Intent::Rename(uid, name) => self.model.disk_mut(uid).name.propose(name),
                 Intent::Blob(uid, blob) => self.model.disk_mut(uid).blob.propose(blob),
-                Intent::Attach(_) | Intent::Detach(_) | Intent::Checkpoint | Intent::Refused => {}
+                Intent::Attach(_)
+                | Intent::Detach(_)
+                | Intent::Checkpoint
+                | Intent::List(_)
+                | Intent::Hold
+                | Intent::HoldPoint
+                | Intent::Unhold
+                | Intent::Refused => {}
             }
         }
     }

@@ -392,9 +392,7 @@ impl World {
             if expect == Status::OutOfRange && resized && flight.request.op == Op::Read {
                 return Ok(());
             }
-            let mut data = Vec::new();
-            flight.buffer.load(&mut data);
-            if done.status != expect || data != flight.data {
+            if done.status != expect || !flight.buffer.holds(&flight.data) {
                 return Err(format!("it is malformed: {expect:?} and untouched memory are due"));
             }
             return Ok(());
@@ -425,9 +423,10 @@ impl World {
         } else {
             self.model.failed(uid, op);
         }
-        let mut data = Vec::new();
-        flight.buffer.load(&mut data);
-        if data != flight.data { Err("its memory was changed".to_string()) } else { Ok(()) }
+        match flight.buffer.holds(&flight.data) {
+            true => Ok(()),
+            false => Err("its memory was changed".to_string()),
+        }
     }
 
     fn judge_status(&mut self, flight: &Flight, status: Status) -> Result<(), String> {

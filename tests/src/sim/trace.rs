@@ -9,12 +9,19 @@ use super::rng::mix;
 pub struct Trace {
     hash: u64,
     lines: bool,
+    /// The shard that it is of, if several are traced.
+    shard: Option<u32>,
 }
 
 impl Trace {
     /// A fresh hash; `lines` prints each event as well.
     pub fn new(lines: bool) -> Trace {
-        Trace { hash: 0x1A31, lines }
+        Trace { hash: 0x1A31, lines, shard: None }
+    }
+
+    /// A fresh hash for one shard of several.
+    pub fn named(&self, shard: u32) -> Trace {
+        Trace { shard: Some(shard), ..Trace::new(self.lines) }
     }
 
     /// The hash so far.
@@ -35,7 +42,8 @@ impl Trace {
         if self.lines {
             let (us, ns) = (now_ns / 1000, now_ns % 1000);
             // A reader that has seen enough and closed the pipe is no reason to stop.
-            let _ = writeln!(std::io::stdout(), "{us:>12}.{ns:03} us  {}", text());
+            let shard = self.shard.map(|shard| format!("shard {shard}: ")).unwrap_or_default();
+            let _ = writeln!(std::io::stdout(), "{us:>12}.{ns:03} us  {shard}{}", text());
         }
     }
 }

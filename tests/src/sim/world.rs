@@ -18,6 +18,7 @@ use lamina_bdev::{
 use super::base::Base;
 use super::commands::{Intent, Pending};
 use super::damage::Damage;
+use super::held::Held;
 use super::model::{Model, Place, Uid};
 use super::ops::NEVER;
 use super::pattern::OpId;
@@ -101,6 +102,14 @@ pub struct World {
     /// Free and pending blocks of the empty store.
     pub(super) empty_blocks: Option<u64>,
     segs: Vec<Seg>,
+    /// A hold under way.
+    pub(super) held: Option<Held>,
+    /// The other shards of the device, if they run too.
+    pub(super) mates: Vec<World>,
+    /// It is one of them.
+    pub(super) is_mate: bool,
+    /// As one of them: the store must be opened again.
+    pub(super) wishes_crash: bool,
 }
 
 impl World {
@@ -114,6 +123,7 @@ impl World {
         if lie != Lie::None {
             plan.faults = Faults::default();
         }
+        plan.all_shards &= lie == Lie::None || lie == Lie::Alone;
         match lie {
             Lie::None => {}
             Lie::Flush | Lie::Tear => {
@@ -123,15 +133,33 @@ impl World {
                 plan.crash_every = 150;
             }
             Lie::Forget => (plan.power_permille, plan.crash_every) = (0, 150),
+            Lie::Alone => {
+                (plan.faults.flush, plan.traits.volatile_cache) = (300, true);
+                plan.all_shards = plan.shards > 1;
+            }
         }
         let rubbish = plan.rubbish.then(|| rng.next());
         let mut base = Base::new(plan.traits, rubbish, rng.next());
         let label = format(&plan, &mut base, seed)?;
         let trace = Trace::new(log);
         trace.line(0, || format!("seed {seed}: {plan:#?}"));
+        let mut world = World::on(seed, plan, lie, (rng, trace, base), label);
+        world.open();
+        world.make_mates();
+        Ok(world)
+    }
+
+    /// One shard of a formatted store, its engine not open yet.
+    pub(super) fn on(
+        seed: u64,
+        plan: Plan,
+        lie: Lie,
+        (rng, trace, base): (Rng, Trace, Base),
+        label: StoreLabel,
+    ) -> World {
         let config = plan.config;
         let disks_to_make = plan.disks;
-        let mut world = World {
+        World {
             seed,
             plan,
             lie,
@@ -174,9 +202,11 @@ impl World {
             damage: Damage::default(),
             empty_blocks: None,
             segs: Vec::new(),
-        };
-        world.open();
-        Ok(world)
+            held: None,
+            mates: Vec::new(),
+            is_mate: false,
+            wishes_crash: false,
+        }
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -198,7 +228,8 @@ impl World {
     /// # Errors
     /// The first violation.
     pub fn run(&mut self) -> Result<(), String> {
-        while self.issued < self.plan.ops || !self.recovered {
+        let unfinished = |w: &World| w.issued < w.plan.ops || !w.recovered;
+        while unfinished(self) || self.mates.iter().any(unfinished) {
             self.turn()?;
             if self.step > PATIENCE_TURNS * 10 {
                 return Err(format!("only {} operations after {} turns", self.issued, self.step));
@@ -209,6 +240,23 @@ impl World {
 
     /// One turn of the host's loop.
     pub(super) fn turn(&mut self) -> Result<(), String> {
+        self.act()?;
+        let open = self.all_recovered();
+        self.each_mate(World::act)?;
+        if !open && self.all_recovered() {
+            self.all_open();
+            self.draw_next_crash();
+        }
+        if self.base.happened >= self.next_crash || self.reopening_due() || self.mates_wish() {
+            let power = self.rng.chance(self.plan.power_permille);
+            self.crash(if power { Crash::Power } else { Crash::Kill })?;
+            return Ok(());
+        }
+        self.pass_time()
+    }
+
+    /// The turn of one shard: everything but the passing of time.
+    fn act(&mut self) -> Result<(), String> {
         self.step += 1;
         super::note_step(self.step);
         self.deliver();
@@ -223,13 +271,8 @@ impl World {
         self.take_dones()?;
         self.take_replies()?;
         self.watch_state()?;
-        self.watch_progress()?;
-        if self.base.happened >= self.next_crash || self.reopening_due() {
-            let power = self.rng.chance(self.plan.power_permille);
-            self.crash(if power { Crash::Power } else { Crash::Kill })?;
-            return Ok(());
-        }
-        self.pass_time()
+        self.watch_hold();
+        self.watch_progress()
     }
 
     /// Something must happen now and then, or the engine turns for nothing.
@@ -353,22 +396,17 @@ impl World {
 
     /// Virtual time goes to the next thing that happens.
     fn pass_time(&mut self) -> Result<(), String> {
-        if self.fresh || self.engine().busy() || self.plan.idle_ticks && self.rng.chance(300) {
+        if self.any_busy() || self.plan.idle_ticks && self.rng.chance(300) {
             self.now += self.rng.between(200, 3_000);
             return Ok(());
         }
-        let may_issue = self.recovered && !self.calm && self.issued < self.plan.ops;
-        let could_issue = may_issue && (self.willing || self.next_issue > self.now);
-        let wanted = [
-            self.base.next_time(),
-            self.engine().deadline_ns(),
-            could_issue.then_some(self.next_issue),
-        ];
+        let wanted = [self.base.next_time(), self.wants_time()];
+        let theirs: Vec<Option<u64>> = self.mates.iter().map(World::wants_time).collect();
         if !self.calm && self.plan.leap_permille > 0 && self.rng.chance(self.plan.leap_permille) {
             let second = 1_000_000_000;
             self.now += self.rng.pick(&[1, 60, 3600, 30 * 86_400]) * second;
         }
-        let waits = wanted.into_iter().flatten().min();
+        let waits = wanted.into_iter().chain(theirs).flatten().min();
         if self.base.is_stuck() && (waits.is_none() || self.rng.chance(5)) {
             self.now += self.rng.between(1, 300) * 1_000_000_000;
             self.base.relent(self.now);
@@ -376,13 +414,31 @@ impl World {
         }
         match waits {
             Some(at) => self.now = self.now.max(at),
-            None if self.recovered && self.flights.is_empty() && self.pending.is_empty() => {}
+            None if self.answered() && self.mates.iter().all(World::answered) => {}
             None => {
                 return Err(self.stuck("there is nothing to wait for"));
             }
         }
         self.now += self.rng.below(200);
         Ok(())
+    }
+
+    /// When the engine or the clients want to go on.
+    fn wants_time(&self) -> Option<u64> {
+        let may_issue = self.recovered && !self.calm && self.issued < self.plan.ops;
+        let could_issue = may_issue && (self.willing || self.next_issue > self.now);
+        let issue = could_issue.then_some(self.next_issue);
+        self.engine().deadline_ns().into_iter().chain(issue).min()
+    }
+
+    fn answered(&self) -> bool {
+        self.recovered && self.flights.is_empty() && self.pending.is_empty()
+    }
+
+    /// True if some shard would get on with something at once.
+    fn any_busy(&self) -> bool {
+        let busy = |w: &World| w.fresh || w.engine().busy();
+        busy(self) || self.mates.iter().any(busy)
     }
 
     /// Nothing is in flight above or below.
@@ -398,7 +454,7 @@ impl World {
     /// Turns until nothing is in flight and the engine rests.
     pub(super) fn drain(&mut self) -> Result<(), String> {
         let (step, now) = (self.step, self.now);
-        while !self.idle() || self.engine().busy() {
+        while !self.idle() || !self.mates.iter().all(World::idle) || self.any_busy() {
             self.turn()?;
             if self.step - step > PATIENCE_TURNS || self.now - now > PATIENCE_NS {
                 return Err(self.stuck("it does not come to rest"));
@@ -409,7 +465,7 @@ impl World {
 
     /// The hash over all events so far.
     pub fn hash(&self) -> u64 {
-        self.trace.hash()
+        self.mates.iter().fold(self.trace.hash(), |hash, mate| mix(hash ^ mate.hash()))
     }
 
     /// Turns so far.
