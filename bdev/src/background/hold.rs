@@ -49,11 +49,11 @@ impl Hold {
 
 impl Engine {
     pub(crate) fn start_hold(&mut self, cookie: u64) {
-        let outcome = if self.hold.held {
+        // One that was cut short is still somebody's, who is told at its end.
+        let outcome = if self.hold.held || self.hold.cut_short {
             Err(Error::new(ErrorKind::Busy, "the store is being checked already: try again later"))
         } else {
             self.hold.held = true;
-            self.hold.cut_short = false;
             Ok(Reply::Unit)
         };
         self.replies.push_back((cookie, outcome));

@@ -1,3 +1,5 @@
+//! Both sides of an authentication against each other, and what an attacker may try.
+
 use super::*;
 use crypto_bigint::BoxedUint;
 
