@@ -105,7 +105,7 @@ fn many_commands_in_flight_end_each_once_and_right() {
             queue.submit(rw(nvm::WRITE, 1, block * 8, 8), Payload::Out(data));
         }
         for _ in &blocks {
-            assert_eq!(queue.next().expect("an answer").completion.status, Status::SUCCESS);
+            assert_eq!(queue.next_end().expect("an answer").completion.status, Status::SUCCESS);
         }
         let mut asked = std::collections::BTreeMap::new();
         for block in &blocks {
@@ -113,7 +113,7 @@ fn many_commands_in_flight_end_each_once_and_right() {
             asked.insert(queue.submit(rw(nvm::READ, 1, block * 8, 8), payload), *block);
         }
         for _ in &blocks {
-            let done = queue.next().expect("an answer");
+            let done = queue.next_end().expect("an answer");
             let block = asked.remove(&done.cid).expect("each command ends once");
             assert!(done.payload == Payload::In(pattern(round << 32 | block, 4096)));
         }
@@ -215,7 +215,7 @@ fn a_disk_shrinks_goes_and_comes_under_io_and_each_command_is_answered() {
         }
         exported.remove(u64::from(nsid));
         for _ in 0..64 {
-            let ends = queue.next().expect("an answer").completion.status;
+            let ends = queue.next_end().expect("an answer").completion.status;
             let lawful = [Status::INVALID_NAMESPACE_OR_FORMAT, Status::NAMESPACE_NOT_READY];
             assert!(ends.is_ok() || lawful.iter().any(|s| s.code() == ends.code()), "{ends:?}");
             answered += 1;
@@ -339,7 +339,7 @@ fn queues_reach_disks_of_other_reactors() {
         }
         for queue in &mut queues {
             for _ in 0..64 {
-                assert_eq!(queue.next().expect("an answer").completion.status, Status::SUCCESS);
+                assert_eq!(queue.next_end().expect("an answer").completion.status, Status::SUCCESS);
             }
         }
         for n in 0..2u64 {
@@ -366,7 +366,7 @@ fn queues_reach_disks_of_other_reactors() {
     queues[0].flush().expect("an open connection");
     exported.remove(2);
     for _ in 0..100 {
-        queues[0].next().expect("an answer");
+        queues[0].next_end().expect("an answer");
     }
     drop((queues, controller));
     exported.wait_until_alone();

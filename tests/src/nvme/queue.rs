@@ -208,7 +208,7 @@ impl Queue {
     ///
     /// # Errors
     /// The connection is over.
-    pub fn next(&mut self) -> Result<Done, Lost> {
+    pub fn next_end(&mut self) -> Result<Done, Lost> {
         while self.done.is_empty() {
             self.step()?;
         }
