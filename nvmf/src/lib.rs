@@ -15,6 +15,7 @@
 #[cfg(test)]
 extern crate self as lamina_nvmf;
 
+pub mod auth;
 pub mod controller;
 #[cfg(test)]
 mod fuzz_command;
@@ -23,9 +24,8 @@ mod fuzz_pdu;
 pub mod host;
 pub mod io;
 pub mod reservation;
-pub mod subsystem;
 mod slot;
-pub mod auth;
+pub mod subsystem;
 pub mod tls_psk;
 pub mod wire;
 

@@ -8,10 +8,11 @@
 //!              the rest: who comes first, up to the connection's own bounds
 //! ```
 //!
-//! In-capsule data stands in the way of all that follows it on its connection, also of the data that
-//! would set other buffers free. So for it alone each connection has two buffers kept for it (two,
-//! since the first of two fused commands waits for the second): whatever others do, it goes on.
-//! Everything else waits in line without blocking the stream, and has one large buffer kept for it.
+//! In-capsule data stands in the way of all that follows it on its connection, also of the data
+//! that would set other buffers free. So for it alone each connection has two buffers kept for it
+//! (two, since the first of two fused commands waits for the second): whatever others do, it goes
+//! on. Everything else waits in line without blocking the stream, and has one large buffer kept for
+//! it.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -135,8 +136,8 @@ impl Class {
         if self.available() == self.promised { None } else { self.pop() }
     }
 
-    /// One for a connection that holds `held`, of which `kept` are kept for it and at most `max` may
-    /// be out.
+    /// One for a connection that holds `held`, of which `kept` are kept for it and at most `max`
+    /// may be out.
     fn take(&mut self, held: &mut usize, kept: usize, max: usize) -> Option<Buffer> {
         let buffer = if *held < kept {
             self.promised -= 1;
@@ -215,8 +216,8 @@ impl Pool {
         self.large_bytes
     }
 
-    /// A buffer for `len` bytes that belongs to no connection, if one is to spare. It goes back with
-    /// [`Pool::give`], or through the connection it is attached to.
+    /// A buffer for `len` bytes that belongs to no connection, if one is to spare. It goes back
+    /// with [`Pool::give`], or through the connection it is attached to.
     pub fn take(&mut self, len: usize) -> Option<Buffer> {
         self.class(len)?.take_spare()
     }

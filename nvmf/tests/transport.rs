@@ -424,7 +424,7 @@ fn conversation(
     pump(&mut host, &mut rig);
     assert!(host.is_open());
     rig.conn.set_sq(17, flow_control);
-    let mut numbers = vec![0; 16];
+    let mut numbers = [0; 16];
     let mut done = Vec::new();
     for round in 0..6 {
         for n in 0..16 {

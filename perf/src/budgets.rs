@@ -1,5 +1,5 @@
-//! Instructions that each step of the engine and of a virtqueue takes, counted by callgrind: the same number on every
-//! run, however busy the machine.
+//! Instructions that each step of the engine and of a virtqueue takes, counted by callgrind: the
+//! same number on every run, however busy the machine.
 //!
 //! ```text
 //!  valgrind ─ lamina-perf budgets --step read --count N    set-up +  N steps  ─┐ difference / N
@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The data of requests stay where they are, and the base is RAM that answers at once: what is
-//! counted is the engine with the driving loop around it, and with a guest where a virtqueue is meant.
+//! counted is the engine with the driving loop around it, and with a guest where a virtqueue is
+//! meant.
 
 use std::path::Path;
 use std::process::Command;

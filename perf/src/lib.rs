@@ -21,6 +21,7 @@ pub mod goals;
 pub mod histogram;
 pub mod load;
 pub mod memory;
+pub mod nvmf;
 pub mod random;
 pub mod report;
 pub mod ring_steps;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lamina_perf::allocator::Counting;
-use lamina_perf::{budgets, deletion, engine, vhost};
+use lamina_perf::{budgets, deletion, engine, nvmf, vhost};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -37,6 +37,8 @@ enum What {
     Deletion(deletion::Options),
     /// A target in another process, over a vhost-user socket
     Vhost(vhost::Options),
+    /// laminad in another process, over NVMe/TCP on the loopback, beside a TCP echo
+    Nvmf(nvmf::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         What::Budgets(options) => budgets::main(&options),
         What::Deletion(options) => deletion::main(&options),
         What::Vhost(options) => vhost::main(&options),
+        What::Nvmf(options) => nvmf::main(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The in-flight log of vhost-user says which requests were taken and not answered, not which were
-//! carried out; the next device carries all of them out. So each of them is two operations here: one
-//! that may have happened up to the death, one that did happen after it. Whatever was not held at
-//! a death is one operation, as ever.
+//! carried out; the next device carries all of them out. So each of them is two operations here:
+//! one that may have happened up to the death, one that did happen after it. Whatever was not held
+//! at a death is one operation, as ever.
 
 use std::fmt::Write as _;
 

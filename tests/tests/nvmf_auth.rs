@@ -1,5 +1,5 @@
-//! DH-HMAC-CHAP with a real daemon: a host with the right key gets in on every queue, everybody else
-//! stays outside.
+//! DH-HMAC-CHAP with a real daemon: a host with the right key gets in on every queue, everybody
+//! else stays outside.
 
 use std::os::unix::fs::PermissionsExt;
 

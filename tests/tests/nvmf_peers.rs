@@ -1,5 +1,5 @@
-//! Peers that waste what the daemon has: sockets that say nothing, say it slowly, or never read. The
-//! others' I/O goes on, and in the end everything is as before.
+//! Peers that waste what the daemon has: sockets that say nothing, say it slowly, or never read.
+//! The others' I/O goes on, and in the end everything is as before.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

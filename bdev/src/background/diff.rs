@@ -7,10 +7,10 @@
 //!                └─ B                                 └─ B                same address: skipped
 //! ```
 //!
-//! Nodes and blocks are equal if their addresses are (and the stamps of nodes): a tree that shares nothing with the other is
-//! walked whole, one that shares nearly all costs nearly nothing. A block that was written again
-//! with the same bytes counts as changed; two disks may be compared, and are cheap to compare if
-//! one is a clone of the other's snapshot.
+//! Nodes and blocks are equal if their addresses are (and the stamps of nodes): a tree that shares
+//! nothing with the other is walked whole, one that shares nearly all costs nearly nothing. A block
+//! that was written again with the same bytes counts as changed; two disks may be compared, and are
+//! cheap to compare if one is a clone of the other's snapshot.
 //!
 //! It reads attached snapshots only. Those cannot be deleted, so their trees do not change and
 //! their addresses are not used for anything else while a list is being made: what the walker has

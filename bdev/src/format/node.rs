@@ -10,9 +10,9 @@
 //!         all ones = what was here is lost
 //! ```
 //!
-//! A link to a node carries a [`Stamp`]: which consistency point wrote that node. So an older node of
-//! the same place at the same address, as a lost write leaves it, does not pass for the newer one.
-//! In RAM the stamp stands above the 48 bits of the link. A leaf's links have none.
+//! A link to a node carries a [`Stamp`]: which consistency point wrote that node. So an older node
+//! of the same place at the same address, as a lost write leaves it, does not pass for the newer
+//! one. In RAM the stamp stands above the 48 bits of the link. A leaf's links have none.
 
 use super::superblock::Geometry;
 use super::{Block, Damage, HEADER_LEN, Header, Kind, seal, unseal};

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Messages travel in Authentication Send and Receive commands on a queue that is connected and may
-//! do nothing else until [`Authentication::stage`] says [`Stage::Done`]. After [`Stage::Failed`] the
-//! queue ends. Randomness comes from the caller. Source: Base 8.3.5.5.
+//! do nothing else until [`Authentication::stage`] says [`Stage::Done`]. After [`Stage::Failed`]
+//! the queue ends. Randomness comes from the caller. Source: Base 8.3.5.5.
 
 mod group;
 mod hash;

@@ -77,7 +77,7 @@ impl Connect {
             host_id: data[..16].try_into().expect("16 bytes"),
             cntlid: u16::from_le_bytes([data[16], data[17]]),
             subsystem: Nqn::from_field(&data[256..512]).ok_or(bad_data(AT_SUBNQN))?,
-            host: Nqn::from_field(&data[512..768]).ok_or(bad_data(AT_HOSTNQN))?,
+            host: Nqn::of_host(&data[512..768]).ok_or(bad_data(AT_HOSTNQN))?,
         })
     }
 }

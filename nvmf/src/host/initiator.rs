@@ -186,8 +186,8 @@ impl Initiator {
         self.requests.len() - self.free.len()
     }
 
-    /// Sends a command. Identifier, PSDT and SGL are filled in; the identifier is returned, `None` if
-    /// as many commands are in flight as there may be.
+    /// Sends a command. Identifier, PSDT and SGL are filled in; the identifier is returned, `None`
+    /// if as many commands are in flight as there may be.
     ///
     /// # Panics
     /// The ICResp has not come yet.

@@ -94,6 +94,10 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
         table: &NsTable,
     ) -> Result<(Stage, Work), Ended> {
         let ns = fields::namespace(table, command.nsid, Intent::Write)?;
+        // There are no directives (DTYPE).
+        if command.cdw12 >> 20 & 0xf != 0 {
+            return Err(Status::INVALID_FIELD.dnr().into());
+        }
         let range = fields::lba_range(command, ns)?;
         self.check_data(range.len(ns), data.len() as u64)?;
         let (fua, memory, gate) =

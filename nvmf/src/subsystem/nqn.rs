@@ -32,6 +32,15 @@ impl Nqn {
         Nqn::new(text).ok()
     }
 
+    /// The same for a host, which may go without a name (SPDK's tools do by default). The name is
+    /// empty then: in no list of hosts, so it may only where any host may.
+    pub fn of_host(field: &[u8]) -> Option<Nqn> {
+        match field.iter().all(|byte| *byte == 0) {
+            true => Some(Nqn(String::new())),
+            false => Nqn::from_field(field),
+        }
+    }
+
     /// The name of the discovery subsystem.
     pub fn discovery() -> Nqn {
         Nqn(DISCOVERY_NQN.to_string())

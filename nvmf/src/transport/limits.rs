@@ -16,8 +16,8 @@ pub struct Limits {
     pub in_capsule: u32,
     /// Most data of a command, bytes; what MDTS says.
     pub data_max: u32,
-    /// Most data of an H2CData, bytes, a multiple of 4. Not below `data_max`, if hosts shall be served
-    /// that do not look at it (Linux before 5.17).
+    /// Most data of an H2CData, bytes, a multiple of 4. Not below `data_max`, if hosts shall be
+    /// served that do not look at it (Linux before 5.17).
     pub maxh2cdata: u32,
     /// Most data of a C2HData, bytes.
     pub c2h_data_max: u32,

@@ -10,17 +10,18 @@
 //!
 //! Each turn of whoever drives it: receive, [`Connection::received`]; [`Connection::next_command`]
 //! until there is none; [`Connection::respond`] for what is done; [`Connection::transmit`], send,
-//! [`Connection::transmitted`]; [`Connection::resume`] if it [`Connection::is_paused`] (then look for
-//! commands again).
+//! [`Connection::transmitted`]; [`Connection::resume`] if it [`Connection::is_paused`] (then look
+//! for commands again).
 //!
-//! - Nothing is allocated after [`Connection::set_sq`], nothing grows with what the host does.
+//! - Nothing is allocated after [`Connection::set_sq`] (the pool makes a buffer at its first use),
+//!   nothing grows with what the host does.
 //! - Data is copied once at most: what came with a header into the receive buffer, to its buffer.
 //! - Until [`Connection::set_sq`] one command is parsed at a time: a host that goes on before its
 //!   Connect is answered waits.
 //! - Fused commands come out of [`Connection::next_command`] one right after the other, once both
 //!   are complete. One that comes out alone has no other half.
-//! - A fatal error ([`Connection::fatal`]) ends parsing; what was answered before is still sent, then
-//!   the termination request, then [`Connection::is_closed`]. The driver gives it a deadline.
+//! - A fatal error ([`Connection::fatal`]) ends parsing; what was answered before is still sent,
+//!   then the termination request, then [`Connection::is_closed`]. The driver gives it a deadline.
 
 mod incoming;
 mod input;
@@ -171,8 +172,8 @@ impl Connection {
     }
 
     /// Size of the submission queue and whether the host wants flow control: to be called when a
-    /// Connect succeeds, before it is answered. Allocates for so many commands. From then on commands
-    /// come many at a time.
+    /// Connect succeeds, before it is answered. Allocates for so many commands. From then on
+    /// commands come many at a time.
     ///
     /// # Panics
     /// The size is below 2 or above [`DEPTH_MAX`], or more commands are in flight.
@@ -189,8 +190,8 @@ impl Connection {
         self.input.grow(self.limits.receive_bytes);
     }
 
-    /// Whether only one command is to be parsed at a time, for a queue that is connected and not yet
-    /// authenticated. Before [`Connection::set_sq`] it is so.
+    /// Whether only one command is to be parsed at a time, for a queue that is connected and not
+    /// yet authenticated. Before [`Connection::set_sq`] it is so.
     pub fn set_one_by_one(&mut self, one_by_one: bool) {
         self.queue.one_by_one = one_by_one;
     }
@@ -248,7 +249,8 @@ impl Connection {
     }
 
     /// Ends a command. `data_len` bytes of its buffer go to the host first (0: none); with an error
-    /// status none do. The transport fills in the identifier and, with flow control, the queue head.
+    /// status none do. The transport fills in the identifier and, with flow control, the queue
+    /// head.
     ///
     /// # Panics
     /// The command does not run, or the data is more than it asked for or its buffer holds.
@@ -267,8 +269,8 @@ impl Connection {
         }
     }
 
-    /// The connection's bytes that can go now, in order, after what `out` has. It holds no more than
-    /// some 200 slices and [`Limits::transmit_bytes`] (more by one PDU) at a time.
+    /// The connection's bytes that can go now, in order, after what `out` has. It holds no more
+    /// than some 200 slices and [`Limits::transmit_bytes`] (more by one PDU) at a time.
     pub fn transmit<'a>(&'a mut self, out: &mut Vec<IoSlice<'a>>) {
         self.encode();
         self.output.slices(&self.slots, out);

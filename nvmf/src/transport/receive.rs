@@ -1,9 +1,9 @@
 //! From bytes to commands: headers, digests, data.
 //!
-//! A header is judged in two steps, whatever pieces it comes in: type, length and digest flag as soon
-//! as the common header is there (they say where the header ends), all else when the header and its
-//! digest are there. So where a stream is cut changes nothing, and a damaged header is a digest error
-//! wherever its length could still be told.
+//! A header is judged in two steps, whatever pieces it comes in: type, length and digest flag as
+//! soon as the common header is there (they say where the header ends), all else when the header
+//! and its digest are there. So where a stream is cut changes nothing, and a damaged header is a
+//! digest error wherever its length could still be told.
 
 use zerocopy::FromBytes;
 
@@ -69,8 +69,8 @@ enum Plan {
 }
 
 impl Connection {
-    /// Where the next bytes go. Empty if none can be taken now (see [`Connection::is_paused`]): then do
-    /// not receive.
+    /// Where the next bytes go. Empty if none can be taken now (see [`Connection::is_paused`]):
+    /// then do not receive.
     pub fn receive_space(&mut self) -> &mut [u8] {
         let (straight, buffered) = self.receive_slices();
         if straight.is_empty() { buffered } else { straight }
@@ -103,8 +103,8 @@ impl Connection {
         }
     }
 
-    /// So many bytes came into [`Connection::receive_slices`], the first slice first. Parses all that
-    /// can be parsed; a protocol error sets [`Connection::fatal`].
+    /// So many bytes came into [`Connection::receive_slices`], the first slice first. Parses all
+    /// that can be parsed; a protocol error sets [`Connection::fatal`].
     ///
     /// # Panics
     /// More bytes than there was space for, or the connection has not joined the pool.
@@ -126,8 +126,8 @@ impl Connection {
         self.parse(pool);
     }
 
-    /// Goes on where it stopped for want of a buffer, or of an answer before. Commands may have become
-    /// complete.
+    /// Goes on where it stopped for want of a buffer, or of an answer before. Commands may have
+    /// become complete.
     pub fn resume(&mut self, pool: &mut Pool) {
         if self.is_over() {
             return;

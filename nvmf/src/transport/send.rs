@@ -251,8 +251,8 @@ impl Connection {
 
     /// Stages a header, its digest and the pad behind it.
     fn stage_header(&mut self, header: &[u8], end: usize, ends: Option<SlotId>) {
-        let digest = crc32c::crc32c(header).to_le_bytes();
-        let digest = if self.agreed.header_digest { &digest[..] } else { &[] };
+        let digest = crc32c_if(self.agreed.header_digest, header).map(u32::to_le_bytes);
+        let digest = digest.as_ref().map_or(&[][..], |digest| &digest[..]);
         let pad = [0; HEADER_BYTES_MAX];
         let pad = &pad[..end.saturating_sub(header.len() + digest.len())];
         self.output.stage(&[header, digest, pad], ends);
@@ -305,8 +305,8 @@ impl Connection {
         }
         let mut answer = Completion { cid: entry.command.cid, ..entry.answer };
         if self.queue.flow_control {
-            // An entry is free for the host when its command is over, not when it was taken: so there
-            // are never more commands in flight than entries.
+            // An entry is free for the host when its command is over, not when it was taken: so
+            // there are never more commands in flight than entries.
             self.queue.head = (self.queue.head + 1) % self.queue.size;
             answer.sq_head = self.queue.head;
         }

@@ -98,10 +98,19 @@ fn wrong_names_are_refused_with_their_offset() {
     let unknown = "nqn.2026-01.io.lamina:nobody".to_string();
     let subsystem = ConnectWith { subsystem: unknown, ..ConnectWith::default() };
     assert_eq!(refused(&mut rig, &subsystem), (INVALID, 256 | IN_DATA));
-    for bad in ["", "x", "nqn.2026-01.io.lamina:", &"n".repeat(256)] {
+    for bad in ["x", "nqn.2026-01.io.lamina:", &"n".repeat(256)] {
         let host = ConnectWith { host: bad.to_string(), ..ConnectWith::default() };
         assert_eq!(refused(&mut rig, &host), (INVALID, 512 | IN_DATA), "{bad}");
     }
+}
+
+#[test]
+fn a_host_without_a_name_may_where_any_host_may() {
+    let mut rig = Rig::new();
+    let nameless = ConnectWith { host: String::new(), ..ConnectWith::default() };
+    rig.connect(&nameless).expect("any host may");
+    rig.edit(|target| target.set_allow_any_host(SUBSYSTEM, false)).expect("edited");
+    assert_eq!(refused(&mut rig, &nameless).0, Status::CONNECT_INVALID_HOST.dnr());
 }
 
 #[test]

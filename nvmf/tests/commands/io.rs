@@ -423,6 +423,15 @@ fn a_closed_connection_stops_commands_of_several_steps() {
 }
 
 #[test]
+fn writes_with_a_directive_are_refused() {
+    let mut queue = Queue::usual();
+    for directive in 1..16 {
+        let command = Command { cdw12: directive << 20, ..io(nvm::WRITE, 0, 1) };
+        assert_eq!(queue.status(&command, &pattern(512)), INVALID, "{directive}");
+    }
+}
+
+#[test]
 fn slow_commands_are_forwarded() {
     let mut queue = Queue::usual();
     for opcode in [0x0d, 0x0e, 0x11, 0x15, 0x7f] {

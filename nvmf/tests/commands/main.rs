@@ -4,6 +4,7 @@
 
 mod authenticate;
 mod connect;
+mod contention;
 mod events;
 mod features;
 mod fused;

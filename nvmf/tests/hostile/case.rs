@@ -127,11 +127,10 @@ pub fn conclude(mut rig: Rig, pdu: &[u8], end: End, context: &str) {
     let before = rig.got.len();
     if let End::Fatal(fes, fei, shown) = end {
         assert!(rig.conn.is_closed(), "{context}: open, {:?}", rig.conn.fatal());
-        assert!(
-            matches!(rig.conn.fatal(), Some(Fault::Ours { fes: s, fei: i, .. }) if (*s, *i) == (fes, fei)),
-            "{context}: {:?}",
-            rig.conn.fatal()
-        );
+        let fault = rig.conn.fatal();
+        let told =
+            matches!(fault, Some(Fault::Ours { fes: s, fei: i, .. }) if (*s, *i) == (fes, fei));
+        assert!(told, "{context}: {fault:?}");
         let replies = rig.replies();
         let header = pdu[..shown].to_vec();
         let term = Reply::Term { fes, fei, header };

@@ -113,7 +113,8 @@ lies! { Read {
     write_sgl_length_above_mdts:
         |p, _| { set8(p, 8, 1); set32(p, SGL_LENGTH, (128 << 10) + 1) } => INVALID_FIELD;
     write_sgl_length_max: |p, _| { set8(p, 8, 1); set32(p, SGL_LENGTH, u32::MAX) } => INVALID_FIELD;
-    write_in_a_capsule_without_data: |p, _| { set8(p, 8, 1); set8(p, SGL_TYPE, 1) } => LENGTH_INVALID;
+    write_in_a_capsule_without_data:
+        |p, _| { set8(p, 8, 1); set8(p, SGL_TYPE, 1) } => LENGTH_INVALID;
     flush_with_any_sgl_is_lawful: |p, _| { set8(p, 8, 0); set8(p, SGL_TYPE, 0xff) } => End::Fine(0);
     both_ways_gets_no_data: |p, _| set8(p, 8, 3) => End::Fine(0);
 } }

@@ -10,8 +10,8 @@ use crate::rig::{Cut, Reply, flush, pattern, write};
 
 const BOTH: Builder = Builder { header_digest: true, data_digest: true, cpda: 0 };
 
-/// What a flipped bit of a header under its digest leads to: type, length and digest flag are looked
-/// at before the digest (they say where it is), all else is a digest error.
+/// What a flipped bit of a header under its digest leads to: type, length and digest flag are
+/// looked at before the digest (they say where it is), all else is a digest error.
 fn header_flips(base: Base, hlen: usize) {
     for at in 0..hlen + 4 {
         for bit in 0..8 {

@@ -36,6 +36,7 @@ lies! { IcReq {
     first_pdu_type_8: |p, _| set8(p, 0, 8) => field(0, COMMON);
     first_pdu_r2t: |p, _| set8(p, 0, 9) => field(0, COMMON);
     first_pdu_type_255: |p, _| set8(p, 0, 255) => field(0, COMMON);
-    first_bytes_of_tls: |p, _| p[..8].copy_from_slice(&[22, 3, 1, 2, 0, 1, 0, 1]) => field(0, COMMON);
+    first_bytes_of_tls:
+        |p, _| p[..8].copy_from_slice(&[22, 3, 1, 2, 0, 1, 0, 1]) => field(0, COMMON);
     first_bytes_of_http: |p, _| p[..8].copy_from_slice(b"GET / HT") => field(0, COMMON);
 } }

@@ -7,9 +7,9 @@
 //! ```
 
 mod client;
-mod folder;
+pub(crate) mod folder;
 mod laminad;
-mod process;
+pub(crate) mod process;
 mod qsd;
 mod rig;
 

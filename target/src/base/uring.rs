@@ -286,8 +286,8 @@ impl UringBase {
                 BaseOp::Flush => unreachable!("handled above"),
             }
         };
-        // A FUSE file's fsync holds a lock that starting a write waits for: the kernel's own threads
-        // may wait there, a reactor may not.
+        // A FUSE file's fsync holds a lock that starting a write waits for: the kernel's own
+        // threads may wait there, a reactor may not.
         let offload = self.file.may_stall();
         let entry = if offload { entry.flags(squeue::Flags::ASYNC) } else { entry };
         let entry = entry.user_data(u64::from(index));

@@ -53,6 +53,7 @@ impl Control {
             Call::NvmfSubsystemRemoveNs(params) => self.remove_namespace(&params.nqn, params.nsid),
             Call::NvmfSubsystemSetNsAnaGroup(params) => {
                 let rpc::NvmfSubsystemSetNsAnaGroup { nqn, nsid, anagrpid, .. } = params;
+                let _change = self.change().map_err(failure)?;
                 let name = nqn.clone();
                 self.edit_target(&nqn, move |target| {
                     target.set_namespace_group(&name, nsid, anagrpid)

@@ -6,6 +6,7 @@
 //!                (deadline)              └─ I/O queue: answered, then on to a reactor
 //! ```
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,7 @@ use lamina_nvmf::subsystem::{Address, DeviceKey, PortId, Target};
 
 use super::deliver::Deferred;
 use super::door::{Conn, Stage};
+use super::keys::TlsKeys;
 use super::listener::Listener;
 use super::message::{ConnectionId, QueueShared, Save, ServiceMsg};
 use super::poller::Poller;
@@ -112,6 +114,7 @@ pub struct Core {
     pub(super) away: BTreeMap<ConnectionId, Away>,
     pub(super) associations: BTreeMap<ControllerKey, Association>,
     addresses: HashMap<IpAddr, usize>,
+    pub(super) tls_keys: TlsKeys,
     pub(super) deferred: Vec<Deferred>,
     next_id: u64,
     pub(super) next_token: u64,
@@ -153,6 +156,7 @@ impl Core {
             away: BTreeMap::new(),
             associations: BTreeMap::new(),
             addresses: HashMap::new(),
+            tls_keys: TlsKeys::default(),
             deferred: Vec::new(),
             next_id: 1,
             next_token: 1,
@@ -167,6 +171,7 @@ impl Core {
     /// Changes what is exported, and tells everybody concerned.
     pub fn edit<R>(&mut self, change: impl FnOnce(&mut Target) -> R) -> R {
         let result = self.service.edit(change);
+        self.tls_keys.clear();
         self.act();
         self.drop_unused_ports();
         result
@@ -238,10 +243,9 @@ impl Core {
             }
         }
         let port = self.edit(|target| target.add_listener(nqn, address, secure))?;
-        if !self.ports.contains_key(&port) {
+        if let Entry::Vacant(place) = self.ports.entry(port) {
             let retry_ns = listener.is_none().then(|| now_ns() + BIND_RETRY_NS);
-            let entry = Port { address: address.clone(), listener: None, retry_ns };
-            self.ports.insert(port, entry);
+            place.insert(Port { address: address.clone(), listener: None, retry_ns });
             if let Some(listener) = listener {
                 self.listen(port, listener);
             }

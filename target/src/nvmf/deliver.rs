@@ -46,6 +46,10 @@ impl Core {
                 let (key, qid, now) = (away.controller, away.qid, now_ns());
                 let answer = self.service.queue_command(key, qid, &command, data_len, &data, now);
                 self.answer(ReplyTo::Away(id, slot), answer);
+                if !self.service.is_trusted(key, qid) {
+                    // It tried to authenticate anew and failed: no I/O from here on.
+                    self.close(id);
+                }
             }
             ServiceMsg::Acknowledged(token) => self.acknowledged(token),
             ServiceMsg::Stop => self.stopping = true,

@@ -357,3 +357,6 @@ impl Devices {
         self.blocked.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,11 @@
 //! Connections on the service thread: from the first byte to a queue, and admin queues after that.
 //!
 //! ```text
-//!  Silent ─ first byte ─► Plain or Tls ─► Fresh ─ Connect ─┬─ Admin
-//!                                                          ├─ Proving ─ authenticated ─┐
-//!                                                          ├─ Moving ◄─────────────────┘
-//!                                                          │    └ answer sent ─► a reactor
-//!                                                          └─ Ending (refused) ─ answer sent ─► gone
+//!  Silent ─ first byte ─┬──────────► Fresh ─ Connect ─┬─ Admin
+//!                       └ TLS: keys ►                 ├─ Proving ─ authenticated ─┐
+//!                                                     ├─ Moving ◄─────────────────┘
+//!                                                     │    └ answer sent ─► a reactor
+//!                                                     └─ Ending (refused) ─ answer sent ─► gone
 //! ```
 
 use std::net::{SocketAddr, TcpStream};
@@ -13,21 +13,26 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use lamina_nvmf::SlotId;
-use lamina_nvmf::controller::{Connected, ControllerKey, Origin};
+use lamina_nvmf::controller::{Connected, ControllerKey, Origin, TlsIdentity};
 use lamina_nvmf::subsystem::PortId;
+use lamina_nvmf::tls_psk::TlsKey;
 use lamina_nvmf::transport::Connection;
 use lamina_nvmf::wire::opcode::fabrics;
 use lamina_nvmf::wire::{Completion, Status};
 
 use super::core::{Association, Away, Core};
 use super::deliver::ReplyTo;
-use super::link::Link;
+use super::keys::PortKeys;
+use super::link::{Link, data_of};
 use super::message::{Adopted, ConnectionId, GroupMsg, QueueShared};
 use super::stream::Stream;
+use super::tls::TlsStream;
 use super::transport_limits;
 use crate::log;
 use crate::reactor::handle::Message;
 
+/// First byte of a TLS handshake; of an ICReq it is 0.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Commands of one connection carried out in one turn.
 const COMMANDS_MAX: usize = 64;
 
@@ -58,12 +63,17 @@ pub(super) struct Conn {
     pub(super) deadline_ns: Option<u64>,
     /// Commands taken and not answered.
     running: Vec<SlotId>,
+    /// Whom the TLS key belongs to.
+    tls: Option<TlsIdentity>,
 }
 
 /// Protocol state is made at the first byte: those who say nothing cost a socket and no more.
 enum Channel {
-    Silent(Option<Stream>),
+    Silent(Stream),
+    Shaking(Box<TlsStream>),
     Link(Box<Link>),
+    /// Between two of the others, or failed.
+    Gone,
 }
 
 impl Conn {
@@ -72,13 +82,14 @@ impl Conn {
         let stream = Stream::new(socket)?;
         let (peer, local) = (stream.peer(), stream.local());
         Ok(Conn {
-            channel: Channel::Silent(Some(stream)),
+            channel: Channel::Silent(stream),
             peer,
             local,
             port,
             stage: Stage::Silent,
             deadline_ns: Some(deadline_ns),
             running: Vec::new(),
+            tls: None,
         })
     }
 
@@ -90,8 +101,8 @@ impl Conn {
     /// The socket and the protocol's state, once something has come.
     pub(super) fn link(&mut self) -> Option<&mut Link> {
         match &mut self.channel {
-            Channel::Silent(_) => None,
             Channel::Link(link) => Some(link),
+            Channel::Silent(_) | Channel::Shaking(_) | Channel::Gone => None,
         }
     }
 
@@ -103,28 +114,75 @@ impl Conn {
         }
     }
 
-    /// Notes an edge. The first byte begins the protocol.
+    /// Notes an edge.
     pub(super) fn edge(&mut self, readable: bool, writable: bool) {
-        if let Channel::Silent(stream) = &mut self.channel
-            && readable
-        {
-            let stream = stream.take().expect("it is there until now");
-            let connection = Connection::new(transport_limits());
-            self.channel = Channel::Link(Box::new(Link::new(stream, connection)));
-            self.stage = Stage::Fresh;
-        }
         if let Channel::Link(link) = &mut self.channel {
             link.readable |= readable;
             link.writable |= writable;
         }
+    }
+
+    /// Goes on until the protocol speaks: looks at the first byte, makes the TLS handshake. False:
+    /// the connection is to be closed.
+    fn begin(&mut self, keys: impl FnOnce() -> Arc<PortKeys>) -> bool {
+        match std::mem::replace(&mut self.channel, Channel::Gone) {
+            Channel::Silent(stream) => match stream.peek() {
+                Ok(None) => self.channel = Channel::Silent(stream),
+                Ok(Some(TLS_HANDSHAKE)) => {
+                    let known = keys();
+                    let keys: Vec<TlsKey> = known.keys.iter().map(|k| k.key.clone()).collect();
+                    let plain = stream.into_plain();
+                    let accepted = plain.map(|socket| TlsStream::accept(socket, &keys));
+                    let Some(Ok(tls)) = accepted else { return false };
+                    self.channel = Channel::Shaking(Box::new(tls));
+                    return self.shake(&known);
+                }
+                Ok(Some(_)) => self.link_up(stream),
+                Err(_) => return false,
+            },
+            Channel::Shaking(tls) => {
+                self.channel = Channel::Shaking(tls);
+                return self.shake(&keys());
+            }
+            other => self.channel = other,
+        }
+        true
+    }
+
+    fn shake(&mut self, keys: &PortKeys) -> bool {
+        let Channel::Shaking(tls) = &mut self.channel else { return false };
+        match tls.handshake() {
+            Ok(false) => true,
+            Err(_) => false,
+            Ok(true) => {
+                let identity = tls.identity();
+                let key = keys.keys.iter().find(|k| Some(&k.key.identity) == identity.as_ref());
+                let Some(key) = key else { return false };
+                self.tls = Some(key.whose.clone());
+                let Channel::Shaking(tls) = std::mem::replace(&mut self.channel, Channel::Gone)
+                else {
+                    unreachable!("looked at above");
+                };
+                self.link_up(Stream::secured(self.peer, self.local, tls));
+                true
+            }
+        }
+    }
+
+    fn link_up(&mut self, stream: Stream) {
+        let connection = Connection::new(transport_limits());
+        self.channel = Channel::Link(Box::new(Link::new(stream, connection)));
+        self.stage = Stage::Fresh;
     }
 }
 
 impl AsFd for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.channel {
-            Channel::Silent(stream) => stream.as_ref().expect("taken only for a link").as_fd(),
+            Channel::Silent(stream) => stream.as_fd(),
+            Channel::Shaking(tls) => tls.as_fd(),
             Channel::Link(link) => link.stream.as_fd(),
+            Channel::Gone => unreachable!("it is ended by whoever made it so"),
         }
     }
 }
@@ -132,6 +190,13 @@ impl AsFd for Conn {
 impl Core {
     /// A connection's turn: takes what has come, carries it out, sends the answers.
     pub(super) fn turn(&mut self, id: ConnectionId, now: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if matches!(conn.stage, Stage::Silent) {
+            let (port, keys, target) = (conn.port, &mut self.tls_keys, self.service.target());
+            if !conn.begin(|| keys.of_port(port, target)) {
+                return self.end(id);
+            }
+        }
         let Some(link) = self.conns.get_mut(&id).and_then(Conn::link) else { return };
         if !link.connection.join(&mut self.pool) {
             self.counts.refused += 1;
@@ -170,8 +235,7 @@ impl Core {
         let authentication =
             [fabrics::AUTHENTICATION_SEND, fabrics::AUTHENTICATION_RECEIVE].map(Some);
         if let Some((key, qid)) = queue {
-            let data = link.connection.data(slot).map_or(&[][..], |data| data.as_slice());
-            let data = &data[..data.len().min(len as usize)];
+            let data = data_of(connection, slot);
             let answer = match qid {
                 0 if authentication.contains(&command.fctype()) => {
                     self.service.authenticate(key, 0, &command, len, data, now)
@@ -205,15 +269,17 @@ impl Core {
 
     fn connect(&mut self, id: ConnectionId, slot: SlotId, now: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let (port, local) = (conn.port, conn.local.ip());
+        let (port, local, tls) = (conn.port, conn.local.ip(), conn.tls.clone());
         let Some(link) = conn.link() else { return };
-        let len = link.connection.data_len(slot) as usize;
-        let data = link.connection.data(slot).map_or(&[][..], |data| &data.as_slice()[..len]);
-        let origin = Origin { port, local, tls: None };
+        let data = data_of(&link.connection, slot);
+        let origin = Origin { port, local, tls };
         let command = link.connection.command(slot);
         match self.service.connect(&origin, command, data, now) {
             Ok(connected) => {
                 link.connection.set_sq(connected.entries, connected.flow_control);
+                // What follows the Connect of an I/O queue is the reactor's to parse, or comes one
+                // by one until the host has authenticated.
+                link.connection.set_one_by_one(connected.qid != 0);
                 conn.respond(slot, connected.completion, 0);
                 self.enrol(id, connected);
             }
@@ -242,6 +308,10 @@ impl Core {
             if let Some(association) = self.associations.get_mut(&key) {
                 association.queues.insert(connected.qid, id);
             }
+            if connected.authenticate {
+                // The controllers' owner sees to it that this does not take for ever.
+                conn.deadline_ns = None;
+            }
             conn.stage = match connected.authenticate {
                 true => Stage::Proving(Box::new(connected)),
                 false => Stage::Moving(Box::new(connected)),
@@ -264,9 +334,13 @@ impl Core {
         if moving && flushed && link.connection.is_quiet() {
             return self.hand_over(id);
         }
-        let starved = link.connection.wants_buffer();
-        let busy = link.readable && !starved || link.writable && link.connection.wants_send();
-        if busy || more {
+        let connection = &link.connection;
+        let starved = connection.wants_buffer();
+        // Paused until the command before is answered: it goes on when that is sent.
+        let paused = connection.is_paused();
+        let readable =
+            link.readable && !starved && !paused || paused && connection.in_flight() == 0;
+        if readable || link.writable && connection.wants_send() || more {
             self.active.insert(id);
         }
         if starved {
@@ -288,6 +362,7 @@ impl Core {
             return self.count_address(link.stream.peer().ip(), false);
         };
         link.connection.leave(&mut self.pool);
+        link.connection.set_one_by_one(false);
         let shared = association.shared.clone();
         if let Err(e) = self.poller.remove(&link.stream) {
             log::error(format!("a connection is watched no longer, but says: {e}"));

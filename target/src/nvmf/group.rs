@@ -309,7 +309,8 @@ impl Group {
         self.outbox.push_back(Outgoing::Service(ServiceMsg::Gone(id)));
     }
 
-    /// Posts what is to be posted; what finds a full mailbox waits, in order. True if anything went.
+    /// Posts what is to be posted; what finds a full mailbox waits, in order. True if anything
+    /// went.
     fn flush_outbox(&mut self) -> bool {
         if self.outbox.is_empty() {
             return false;

@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 
+use lamina_nvmf::SlotId;
 use lamina_nvmf::pool::Pool;
 use lamina_nvmf::transport::Connection;
 
@@ -71,17 +72,19 @@ impl Link {
             }
             let mut out = recycle(std::mem::take(pieces));
             self.connection.transmit(&mut out);
-            let moved = match out.is_empty() {
-                true => Ok(Moved::Later),
-                false => self.stream.send(&out),
-            };
+            if out.is_empty() {
+                *pieces = recycle(out);
+                break;
+            }
+            let moved = self.stream.send(&out);
             let all: usize = out.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
             *pieces = recycle(out);
             match moved {
                 Ok(Moved::Bytes(bytes)) => {
                     self.connection.transmitted(bytes, pool);
                     sent = true;
-                    self.writable = bytes == all;
+                    // TLS takes what fits a record, and says when it can take no more.
+                    self.writable = bytes == all || self.stream.is_secure();
                 }
                 Ok(Moved::Later) => self.writable = false,
                 Ok(Moved::End) | Err(_) => self.broken = true,
@@ -100,6 +103,12 @@ impl Link {
     pub fn is_flushed(&mut self) -> bool {
         !self.connection.wants_send() && self.stream.flush().is_ok_and(|all| all)
     }
+}
+
+/// The data that came with a command.
+pub fn data_of(connection: &Connection, slot: SlotId) -> &[u8] {
+    let len = connection.data_len(slot) as usize;
+    connection.data(slot).map_or(&[][..], |buffer| &buffer.as_slice()[..len.min(buffer.capacity())])
 }
 
 /// The same memory for pieces that live for another time. An empty list holds none of either.

@@ -1,7 +1,8 @@
 //! NVMe over TCP: listeners, the service thread, and the I/O queues on reactors.
 //!
 //! ```text
-//!  listener ─ accept ─► service thread (core, door, deliver): handshakes, admin queues, controllers
+//!  listener ─ accept ─► service thread (core, door, deliver): handshakes, admin queues,
+//!  controllers
 //!                          │ Adopt: an I/O queue moves, socket and all
 //!                          ▼
 //!                       reactor: group ─► queue ─► devices ─► engine of the shard
@@ -16,6 +17,7 @@ mod deliver;
 pub mod devices;
 mod door;
 pub mod group;
+mod keys;
 pub mod link;
 pub mod listener;
 pub mod message;
@@ -80,8 +82,8 @@ fn transport_limits() -> lamina_nvmf::transport::Limits {
 impl Default for Caps {
     fn default() -> Caps {
         Caps {
-            connections: 16_384,
-            connections_of_address: 8192,
+            connections: 8192,
+            connections_of_address: 4096,
             half_open: 1024,
             handshake_ns: 5_000_000_000,
             farewell_ns: 1_000_000_000,

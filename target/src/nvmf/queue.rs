@@ -19,10 +19,9 @@ use lamina_nvmf::controller::Reply;
 use lamina_nvmf::io::{IoQueue, Memory, Step, Work, WorkOp};
 use lamina_nvmf::pool::{Buffer, Pool};
 use lamina_nvmf::subsystem::NsTable;
-use lamina_nvmf::transport::Connection;
 
 use super::devices::{Job, Origin};
-use super::link::Link;
+use super::link::{Link, data_of};
 use super::message::{Adopted, ConnectionId, QueueShared, ServiceMsg};
 use super::stats::GroupStats;
 
@@ -51,6 +50,8 @@ pub struct Queue {
     /// Tables to acknowledge when nothing is in flight; nothing new begins before that.
     draining: Vec<Option<u64>>,
     acknowledged: VecDeque<u64>,
+    /// Commands may have been held back by what has been drained since.
+    drained: bool,
     /// Commands answered since the last send.
     completed: u64,
     closing: bool,
@@ -75,6 +76,7 @@ impl Queue {
             forwarded: Vec::new(),
             draining: Vec::new(),
             acknowledged: VecDeque::new(),
+            drained: false,
             completed: 0,
             closing: false,
         }
@@ -86,6 +88,7 @@ impl Queue {
         if self.closing {
             return worked;
         }
+        self.drained = false;
         worked |= self.link.receive(pool);
         if self.link.broken {
             self.close(pool);
@@ -283,6 +286,7 @@ impl Queue {
     ) -> bool {
         if self.in_flight == 0 && self.waiting.is_empty() && !self.draining.is_empty() {
             self.acknowledged.extend(self.draining.drain(..).flatten());
+            self.drained = true;
         }
         if self.closing {
             return false;
@@ -314,7 +318,7 @@ impl Queue {
         }
         let link = &self.link;
         let stopped = self.is_starved() || !self.draining.is_empty();
-        link.readable && !stopped || link.writable && link.connection.wants_send()
+        self.drained || link.readable && !stopped || link.writable && link.connection.wants_send()
     }
 
     /// It waits for a buffer.
@@ -336,10 +340,4 @@ impl Queue {
         self.link.connection.close(pool);
         assert!(self.link.connection.in_flight() == 0, "everything was answered");
     }
-}
-
-/// The data that came with a command.
-fn data_of(connection: &Connection, slot: SlotId) -> &[u8] {
-    let len = connection.data_len(slot) as usize;
-    connection.data(slot).map_or(&[][..], |buffer| &buffer.as_slice()[..len.min(buffer.capacity())])
 }

@@ -58,6 +58,21 @@ impl Stream {
         }
     }
 
+    /// The first byte that has come, without taking it; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// The connection has failed, or is closed.
+    pub fn peek(&self) -> io::Result<Option<u8>> {
+        let Channel::Plain(socket) = &self.channel else { return Ok(None) };
+        let mut first = [0];
+        match socket.peek(&mut first) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(Some(first[0])),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The other end's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
@@ -71,14 +86,6 @@ impl Stream {
     /// True if what passes is encrypted.
     pub fn is_secure(&self) -> bool {
         matches!(self.channel, Channel::Tls(_))
-    }
-
-    /// Identity of the TLS key, if there is one.
-    pub fn tls_identity(&self) -> Option<String> {
-        match &self.channel {
-            Channel::Plain(_) => None,
-            Channel::Tls(tls) => tls.identity(),
-        }
     }
 
     /// Reads what has come, into the first space, then into the second; one may be empty.

@@ -90,6 +90,7 @@ impl ReactorHandle {
     ///
     /// # Errors
     /// Gives the message back if there is no room now.
+    #[expect(clippy::result_large_err, reason = "what was posted comes back whole")]
     pub fn try_post(&self, message: Message) -> Result<(), Message> {
         self.mailbox.try_post(message)
     }

@@ -398,9 +398,7 @@ impl Shard {
 }
 
 /// The engines of a reactor, for its NVMe queues.
-pub struct Shards<'a>(
-    #[expect(clippy::vec_box, reason = "as the reactor has them")] pub &'a mut Vec<Box<Shard>>,
-);
+pub struct Shards<'a>(pub &'a mut Vec<Box<Shard>>);
 
 impl Engines for Shards<'_> {
     fn submit(&mut self, shard: ShardKey, request: &Request, segs: &[Seg]) -> Option<bool> {

@@ -60,7 +60,7 @@ impl Store {
     /// Changes a sealed block, if there is one of that kind.
     fn change(&mut self, at: u64, kind: Kind, change: &mut dyn FnMut(&mut Block)) -> bool {
         let place = self.world.label.first_region / 4096 + at;
-        if !header_of(&self.world.base.pages.share(place)).is_some_and(|(k, _)| k == kind) {
+        if header_of(&self.world.base.pages.share(place)).is_none_or(|(k, _)| k != kind) {
             return false;
         }
         let page = self.world.base.pages.page_mut(place);
@@ -117,8 +117,8 @@ impl Store {
             let inside = self.extent_of(*block) == self.extent_of(*block - 1);
             inside && !self.trees.owners.contains_key(block)
         };
-        let blocks = self.trees.owners.keys().map(|block| block + 1);
-        blocks.filter(behind).next_back().expect("no store is that full")
+        let mut blocks = self.trees.owners.keys().map(|block| block + 1);
+        blocks.rfind(behind).expect("no store is that full")
     }
 
     /// Enters a block as used or free, in bitmap and count.

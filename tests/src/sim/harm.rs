@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The truth stays as it is, so faults can be lifted. Only damage that the format can see is done:
-//! a block sealed with another checksum, address or identity, an older node of the same place, or the
-//! one copy of a pair that is not needed. User data has no checksum in the store and is never touched.
+//! a block sealed with another checksum, address or identity, an older node of the same place, or
+//! the one copy of a pair that is not needed. User data has no checksum in the store and is never
+//! touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -158,8 +159,8 @@ impl Base {
         Some(self.pages.copy(from))
     }
 
-    /// An older node of the same place as that in `block`, as a lost write leaves it, if that is one:
-    /// it lacks a link. Blocks are seldom used again for the same place by themselves.
+    /// An older node of the same place as that in `block`, as a lost write leaves it, if that is
+    /// one: it lacks a link. Blocks are seldom used again for the same place by themselves.
     fn older_node(&mut self, block: u64) -> Option<Box<Page>> {
         let mut page = self.pages.copy(block);
         let (kind, header) = header_of(&page)?;

@@ -257,8 +257,8 @@ impl Plan {
         self.nested_permille = late.pick(&[0, 200]);
     }
 
-    /// Writes of guests now and then take far longer than everything else, while snapshots are taken,
-    /// cloned and read.
+    /// Writes of guests now and then take far longer than everything else, while snapshots are
+    /// taken, cloned and read.
     fn dawdle(&mut self, late: &mut Rng) {
         // Else hardly anything is written in place so soon after a snapshot.
         (self.traits.atomic_4k, self.traits.volatile_cache) = (true, late.chance(300));
