@@ -67,7 +67,11 @@ impl Qmp {
     pub fn unplug(&mut self, time: Duration) -> bool {
         let number = self.modules[0];
         let (id, deadline) = (format!("dimm{number}"), Instant::now() + time);
-        self.call("device_del", json!({"id": id}));
+        // A guest that was asked before may have let go of it since, at any moment.
+        match self.try_call("device_del", json!({"id": id})) {
+            Err(error) if error["class"] == "DeviceNotFound" => {}
+            answer => drop(answer.unwrap_or_else(|error| panic!("device_del {id}: {error}"))),
+        }
         while self.is_there(&id) {
             if Instant::now() > deadline {
                 // Next time another one.
@@ -87,6 +91,12 @@ impl Qmp {
     }
 
     fn call(&mut self, command: &str, arguments: Value) -> Value {
+        let answer = self.try_call(command, arguments);
+        answer.unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// What QEMU answers: its error too.
+    fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
         let request = json!({"execute": command, "arguments": arguments});
         let text = format!("{request}\n");
         self.stream.get_mut().write_all(text.as_bytes()).expect("QEMU takes a command");
@@ -95,8 +105,10 @@ impl Qmp {
             if answer.get("event").is_some() {
                 continue;
             }
-            assert!(answer.get("error").is_none(), "{request}: {answer}");
-            return answer["return"].take();
+            return match answer.get("error") {
+                Some(_) => Err(answer["error"].take()),
+                None => Ok(answer["return"].take()),
+            };
         }
     }
 
