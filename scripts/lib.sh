@@ -14,6 +14,12 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# True where lamina-spdk can be built.
+spdk_found() {
+  [ -e "${SPDK_DIR:-/nonexistent}/build/include/spdk/bdev_module.h" ] ||
+    { have pkg-config && pkg-config --exists spdk_event; }
+}
+
 # Seconds since the Epoch with milliseconds, without a process.
 now() { printf '%s' "${EPOCHREALTIME/,/.}"; }
 

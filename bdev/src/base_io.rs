@@ -31,6 +31,8 @@ pub struct BaseIo {
     pub len: u32,
     /// The first (mostly the only) piece of memory.
     pub first: Seg,
+    /// The memory is a request's own: no metadata, and nothing the engine looks at itself.
+    pub guest: bool,
     /// Request slot and byte offset in the request, for `gather`.
     pub(crate) source: (u32, u32),
 }
@@ -38,7 +40,15 @@ pub struct BaseIo {
 impl BaseIo {
     /// An operation on one piece of memory, as a host's own tests need it.
     pub fn on(tag: Tag, op: BaseOp, offset: u64, memory: Seg) -> BaseIo {
-        BaseIo { tag, op, offset, len: memory.len as u32, first: memory, source: (0, 0) }
+        BaseIo {
+            tag,
+            op,
+            offset,
+            len: memory.len as u32,
+            first: memory,
+            guest: false,
+            source: (0, 0),
+        }
     }
 }
 

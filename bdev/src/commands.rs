@@ -10,7 +10,7 @@ use crate::engine::{Engine, EngineState};
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::REAP_NONE;
 use crate::format::journal::Record;
-use crate::limits::{BLOB_LEN_MAX, DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
+use crate::limits::{DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
 use crate::slots::{Kind, Stage};
 use crate::space::Grant;
 use crate::status::Status;
@@ -441,6 +441,7 @@ impl Engine {
             Command::LabelSnapshot(at, label) => self.label_snapshot(*at, *label),
             Command::RenameDisk(id, name) => self.rename_disk(*id, *name),
             Command::SetBlob(id, blob) => self.set_blob(*id, blob),
+            Command::SetClaims(id, claims) => self.set_claims(*id, claims),
             Command::Checkpoint => Ok(Reply::Unit),
             Command::Attach(_) => return Executed::Later,
             Command::Snapshot { .. }
@@ -596,21 +597,6 @@ impl Engine {
         }
         let disk = self.live_mut(id)?;
         disk.name = name;
-        disk.dirty = true;
-        Ok(Reply::Unit)
-    }
-
-    fn set_blob(&mut self, id: DiskId, blob: &[u8]) -> Outcome {
-        let disk = self.live_mut(id)?;
-        if blob.len() > BLOB_LEN_MAX {
-            let text = format!(
-                "{} bytes of export settings for disk {}; at most {BLOB_LEN_MAX} fit: remove an export",
-                blob.len(),
-                disk.name
-            );
-            return Err(error(ErrorKind::Invalid, text));
-        }
-        disk.blob = blob.to_vec();
         disk.dirty = true;
         Ok(Reply::Unit)
     }

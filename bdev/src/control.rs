@@ -60,6 +60,9 @@ pub enum Command {
     /// Stores up to [`crate::limits::BLOB_LEN_MAX`] bytes of the host's own with the disk (its
     /// exports).
     SetBlob(DiskId, Vec<u8>),
+    /// The same for what remote hosts claim of the disk (reservations), up to
+    /// [`crate::limits::CLAIMS_LEN_MAX`] bytes. Apart from the blob, since somebody else writes it.
+    SetClaims(DiskId, Vec<u8>),
     /// What differs between two attached snapshots, or what one has at all. Nothing durable.
     /// Reply: [`Reply::Changes`].
     Diff(DiffQuery),
@@ -160,6 +163,8 @@ pub struct DiskInfo {
     pub attached: u32,
     /// The host's own bytes (see [`Command::SetBlob`]).
     pub blob: Vec<u8>,
+    /// What remote hosts claim of it (see [`Command::SetClaims`]).
+    pub claims: Vec<u8>,
 }
 
 /// A snapshot as people see it.

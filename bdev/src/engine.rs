@@ -45,6 +45,14 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Bytes that an engine takes at least, all of them when it is made.
+    pub fn memory_bytes(&self) -> u64 {
+        let slots = self.slots as u64 * size_of::<[Seg; SEGS_MAX]>() as u64;
+        (self.cache_bytes as u64).saturating_add(slots)
+    }
+}
+
 /// Where an engine is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EngineState {
@@ -289,19 +297,24 @@ impl Engine {
 
     fn check(&self, request: &Request, segs: &[Seg]) -> Result<Attached, Status> {
         let target = self.attached(request.handle).ok_or(Status::Detached)?;
+        if segs.len() > SEGS_MAX {
+            return Err(Status::Invalid);
+        }
         if request.op == Verb::Flush {
             return Ok(target);
         }
         let sector = SECTOR_SIZE as u64;
         let aligned = request.offset.is_multiple_of(sector) && request.len.is_multiple_of(sector);
-        if !aligned || request.len == 0 || segs.len() > SEGS_MAX {
+        let carries = matches!(request.op, Verb::Read | Verb::Write);
+        // Places in a request's memory have 32 bits.
+        let long = carries && request.len > u64::from(u32::MAX);
+        if !aligned || request.len == 0 || long {
             return Err(Status::Invalid);
         }
         let end = request.offset.checked_add(request.len).ok_or(Status::OutOfRange)?;
         if end > self.target_size(&target) {
             return Err(Status::OutOfRange);
         }
-        let carries = matches!(request.op, Verb::Read | Verb::Write);
         let bytes = segs.iter().try_fold(0u64, |sum, seg| sum.checked_add(seg.len as u64));
         if carries && bytes != Some(request.len) {
             return Err(Status::Invalid);
@@ -433,6 +446,17 @@ impl Engine {
         Some(io)
     }
 
+    /// Base operations that [`Engine::next_io`] has not given out yet.
+    pub fn waiting_io(&self) -> usize {
+        self.io.len()
+    }
+
+    /// The operation that [`Engine::next_io`] gives out after `place` others, for a host that
+    /// prepares for it.
+    pub fn coming_io(&self, place: usize) -> Option<&BaseIo> {
+        self.io.get(place)
+    }
+
     /// The next request that is done.
     pub fn next_done(&mut self) -> Option<Done> {
         self.done.pop()
@@ -504,6 +528,7 @@ impl Engine {
                 snapshots: disk.snaps.iter().filter(|s| !s.dying).count() as u64,
                 attached: disk.attached,
                 blob: disk.blob.clone(),
+                claims: disk.claims.clone(),
             })
             .collect()
     }
@@ -601,7 +626,7 @@ impl Engine {
     pub(crate) fn issue(&mut self, tag: Tag, op: BaseOp, block: u64, addr: usize, len: u32) {
         let first = Seg { addr, len: len as usize };
         let offset = block * BLOCK_SIZE as u64;
-        self.io.push(BaseIo { tag, op, offset, len, first, source: (0, 0) });
+        self.io.push(BaseIo { tag, op, offset, len, first, guest: false, source: (0, 0) });
     }
 
     pub(crate) fn run_ready(&mut self) {

@@ -306,4 +306,19 @@ mod tests {
         assert!(about.has(6) && !about.has(5));
         assert_eq!(scan.replay().1, 10);
     }
+
+    #[test]
+    fn the_search_ends_a_bounded_way_behind_the_last_block() {
+        let mut scan = Scan { tail: 5000, blocks: 4096, lsn: 5000, ..Scan::default() };
+        assert_eq!(scan.left(), 4096);
+        scan.lsn = 5000 + GAP_MAX - 1;
+        assert_eq!(scan.left(), 4096 - GAP_MAX + 1);
+        scan.lsn += 1;
+        assert_eq!(scan.left(), 0, "nothing was found");
+        let frame = Frame { lsn: 5000 + GAP_MAX - 2, ..Frame::default() };
+        scan.seen.push(Seen { lsn: frame.lsn, frame, records: Vec::new() });
+        assert_eq!(scan.left(), 4096 - GAP_MAX, "something was, just before");
+        scan.lsn = 5000 + 4096;
+        assert_eq!(scan.left(), 0, "the whole ring");
+    }
 }

@@ -17,6 +17,7 @@ mod format;
 mod journal_scan;
 pub mod limits;
 mod map;
+mod notes;
 mod page;
 mod pipeline;
 mod recover;

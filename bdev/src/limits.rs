@@ -16,6 +16,8 @@ pub const DISK_BYTES_MAX: u64 = 256 << 40;
 pub const SEGS_MAX: usize = 258;
 /// Longest host blob kept with a disk, bytes.
 pub const BLOB_LEN_MAX: usize = 2048;
+/// Longest note of remote hosts' claims kept with a disk, bytes.
+pub const CLAIMS_LEN_MAX: usize = 1728;
 /// Most physical runs one part of a write may be scattered over; a write that needs more is cut.
 pub const RUNS_MAX: usize = 8;
 /// Base reads one request keeps in flight.

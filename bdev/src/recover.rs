@@ -6,6 +6,9 @@
 //!      ─► checkpoint (new journal)
 //! ```
 //!
+//! A block that cannot be read counts as damaged if it has a copy that can; where both cannot, or it
+//! is one of the journal's that counts, the store does not open, since the device may come back.
+//!
 //! Work and memory are bounded by the journal and the number of disks and snapshots, not by the
 //! capacity: bitmaps and map nodes are read only where the journal touches them.
 //!
@@ -54,6 +57,21 @@ enum Stage {
     Checkpoint,
 }
 
+impl Stage {
+    /// True if single blocks that cannot be read may be done without: there are copies, or it is
+    /// not known yet whether the block is needed.
+    fn does_without(self) -> bool {
+        matches!(
+            self,
+            Stage::Superblock | Stage::Catalogue | Stage::Records | Stage::Logs | Stage::Journal
+        )
+    }
+}
+
+fn unreadable(block: u64) -> Error {
+    Error::new(ErrorKind::Io, format!("block {block} of the store cannot be read"))
+}
+
 /// One buffer and the read that fills it.
 #[derive(Clone, Copy)]
 struct Lane {
@@ -62,6 +80,10 @@ struct Lane {
     reading: bool,
     arrived: bool,
     tries: u8,
+    /// They could not be read together, and are read one by one: which is next.
+    alone: Option<usize>,
+    /// Those that cannot be read, as bits.
+    gone: u32,
     /// Verify: which record, how many of its blocks are done, their checksum so far.
     record: usize,
     done: u64,
@@ -79,8 +101,8 @@ pub(crate) struct Recovery {
     cursor: u64,
     records: Vec<Replay>,
     scan: Scan,
-    /// What is being waited for could not be read, but may be missing.
-    unreadable: bool,
+    /// Snapshot logs, by record slot: pair to be read next, and how many are left.
+    logs: Vec<(u64, u64)>,
     /// First block of the new journal.
     lsn: u64,
     /// What proves that a later consistency point than the superblock's has committed.
@@ -101,6 +123,8 @@ impl Recovery {
             reading: false,
             arrived: false,
             tries: 0,
+            alone: None,
+            gone: 0,
             record: 0,
             done: 0,
             crc: 0,
@@ -114,7 +138,7 @@ impl Recovery {
             cursor: 0,
             records: Vec::new(),
             scan: Scan::default(),
-            unreadable: false,
+            logs: Vec::new(),
             lsn: 0,
             newer: None,
             twin_due: false,
@@ -186,36 +210,66 @@ impl Engine {
         let l = &mut recovery.lanes[lane];
         assert!(!l.reading && !l.arrived && count <= LANE_BLOCKS && count > 0);
         (l.block, l.count, l.reading, l.tries) = (block, count, true, 0);
+        (l.alone, l.gone) = (None, 0);
         self.issue_lane(recovery, lane);
     }
 
     fn issue_lane(&mut self, recovery: &Recovery, lane: usize) {
         let l = &recovery.lanes[lane];
-        let addr = recovery.buffer.addr(PageId((lane * LANE_BLOCKS) as u32));
-        let len = (l.count * BLOCK_SIZE) as u32;
-        self.issue(tag(Class::Recover, 0, lane as u32), BaseOp::Read, l.block, addr, len);
+        let (at, count) = l.alone.map_or((0, l.count), |at| (at, 1));
+        let addr = recovery.buffer.addr(Recovery::page(lane, at));
+        let (block, len) = (l.block + at as u64, (count * BLOCK_SIZE) as u32);
+        self.issue(tag(Class::Recover, 0, lane as u32), BaseOp::Read, block, addr, len);
     }
 
     pub(crate) fn recover_io_done(&mut self, lane: u32, result: Result<(), BaseError>) {
         let Some(mut recovery) = self.recovery.take() else { return };
-        let past_end = recovery.stage == Stage::Journal && recovery.scan.past_end();
+        let stage = recovery.stage;
         let l = &mut recovery.lanes[lane as usize];
         assert!(l.reading);
-        if result.is_ok() {
-            l.reading = false;
-            l.arrived = true;
-        } else if l.tries < WRITE_RETRIES {
-            l.tries += 1;
+        let again = match l.alone {
+            _ if result.is_err() && l.tries < WRITE_RETRIES => {
+                l.tries += 1;
+                true
+            }
+            None if result.is_err() && stage.does_without() => {
+                (l.alone, l.tries) = (Some(0), 0);
+                true
+            }
+            Some(at) => {
+                l.gone |= u32::from(result.is_err()) << at;
+                (l.alone, l.tries) = (Some(at + 1), 0);
+                at + 1 < l.count
+            }
+            None => false,
+        };
+        if again {
             self.issue_lane(&recovery, lane as usize);
-        } else if past_end {
-            // Nothing more is replayed, it was only looked for what may be missing.
-            (l.reading, l.arrived) = (false, true);
-            recovery.unreadable = true;
+        } else if l.alone.is_none() && result.is_err() {
+            let block = l.block;
+            self.open_failed(unreadable(block));
         } else {
-            let text = format!("block {} of the store cannot be read", l.block);
-            self.open_failed(Error::new(ErrorKind::Io, text));
+            (l.reading, l.arrived) = (false, true);
+            self.do_without(&mut recovery, lane as usize);
         }
         self.recovery = Some(recovery);
+    }
+
+    /// Blocks of pairs that cannot be read count as damaged, if the other copy can be.
+    fn do_without(&mut self, recovery: &mut Recovery, lane: usize) {
+        let Lane { block, gone, .. } = recovery.lanes[lane];
+        if gone == 0 || recovery.stage == Stage::Journal {
+            return;
+        }
+        let both = gone & gone >> 1 & 0x5555_5555;
+        if both != 0 {
+            return self.open_failed(unreadable(block + u64::from(both.trailing_zeros())));
+        }
+        for at in (0..LANE_BLOCKS).filter(|at| gone >> at & 1 == 1) {
+            recovery.buffer.bytes_mut(Recovery::page(lane, at)).fill(0);
+            let text = format!("{}; its other copy is used", unreadable(block + at as u64).message);
+            self.event(true, text);
+        }
     }
 
     /// The buffer of lane 0 holding `block ..`; false: it is being read.

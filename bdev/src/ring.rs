@@ -26,6 +26,11 @@ impl<T> Ring<T> {
         self.items.len()
     }
 
+    /// The item that will be popped after `place` others.
+    pub fn get(&self, place: usize) -> Option<&T> {
+        self.items.get(place)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

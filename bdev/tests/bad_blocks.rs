@@ -310,3 +310,77 @@ fn a_store_of_which_a_block_cannot_be_read_opens_or_says_why_not() {
         assert!(opened > 0 && refused > 0, "{opened} opened, {refused} refused");
     }
 }
+
+/// Opens the store while no read succeeds that covers the block of the region.
+fn open_without(rig: &Rig, block: u64) -> Rig {
+    let mut rig = Rig::opening(rig.base.visible.clone(), rig.label, rig.traits, false);
+    for _ in 0..10_000 {
+        if rig.engine.state() != EngineState::Opening {
+            return rig;
+        }
+        rig.step();
+        while let Some(pending) = rig.base.pending.first() {
+            let io = &pending.io;
+            let covers = (io.offset..io.offset + u64::from(io.len)).contains(&(block * 4096));
+            let fails = io.op == BaseOp::Read && covers;
+            rig.complete(0, if fails { Err(BaseError::Io) } else { Ok(()) });
+            rig.start_all();
+        }
+    }
+    panic!("opening without block {block} never ends");
+}
+
+/// Disks that can be used of `a` and `b`; `None`: the store was refused.
+fn served_without(rig: &Rig, block: u64) -> Option<usize> {
+    let mut found = open_without(rig, block);
+    if found.engine.state() == EngineState::Failed {
+        let error = found.engine.open_error().expect("a failure has a reason");
+        let why = ["cannot be read", "fails to read", "no space is left"];
+        assert!(why.iter().any(|why| error.message.contains(why)), "block {block}: {error}");
+        return None;
+    }
+    let disks = found.engine.disks();
+    let told = found.events().iter().any(|event| event.severe);
+    assert!(told || disks.len() == 2, "block {block}: a disk is gone without a word");
+    for disk in disks.iter().filter(|disk| disk.name.as_str() == "a") {
+        let handle = found.attach(Target::Disk(disk.id));
+        let known: Vec<u8> = FURNISHED.iter().flat_map(|&(b, n)| vec![b; n * 4096]).collect();
+        assert!(found.read(handle, 0, known.len()) == known, "block {block}: wrong data");
+    }
+    found.settle();
+    Some(disks.len())
+}
+
+#[test]
+fn of_what_there_are_two_copies_one_that_cannot_be_read_costs_one_disk_at_most() {
+    for traits in [RAM, FILE] {
+        let (rig, _) = furnished(traits);
+        let superblock = rig.label.first_region as usize;
+        let field = |at: usize| {
+            let bytes = &rig.base.visible[superblock + at..superblock + at + 8];
+            u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
+        };
+        let (catalogue, records, journal, journal_blocks) =
+            (field(72), field(88), field(104), field(112));
+        let (extents, extent_blocks, extent_count) = (field(120), field(128), field(136));
+        let (tail, slots) = (field(144), field(160));
+        for copy in [0, 1] {
+            assert_eq!(served_without(&rig, copy), Some(2), "superblock {copy}");
+        }
+        let pairs = (catalogue..records + 2 * slots).step_by(2);
+        let bitmaps = (0..extent_count).map(|extent| extents + extent * extent_blocks);
+        for pair in pairs.chain(bitmaps) {
+            let copies = [pair, pair + 1].map(|copy| served_without(&rig, copy));
+            assert!(copies.contains(&Some(2)), "pair {pair}: {copies:?}");
+            // The only catalogue block of this store, and bitmaps that the journal needs.
+            let needed = pair < records || pair >= extents;
+            assert!(needed || !copies.contains(&None), "pair {pair}: {copies:?}");
+        }
+        // The journal as far as it counts, and one past its end.
+        let at = |lsn: u64| served_without(&rig, journal + lsn % journal_blocks);
+        assert_eq!(at(tail), None, "acknowledged writes are not passed over");
+        let end = (tail..tail + journal_blocks).find(|&lsn| at(lsn).is_some());
+        let end = end.expect("the journal is not full");
+        assert!((end..end + 40).all(|lsn| at(lsn) == Some(2)), "behind block {end}");
+    }
+}

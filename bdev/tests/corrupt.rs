@@ -54,6 +54,12 @@ const SUPERBLOCKS: &[Case] = &[
         s.block_mut(0).copy_from_slice(&b);
         s.block_mut(1).copy_from_slice(&a);
     }),
+    refused("superblocks: a catalogue for more extents", Superblock, "impossible", |s| {
+        let (records, slots) = (s.sb(88), s.sb(96));
+        s.set_sb(80, 2);
+        s.set_sb(88, records + 2);
+        s.set_sb(96, slots - 1);
+    }),
     refused("superblocks: a region larger than the device", Superblock, "region", |s| {
         let blocks = s.sb(64) * 1000;
         s.set_sb(64, blocks);
@@ -327,6 +333,17 @@ const LOGS: &[Case] = &[
     serves("log: a root from the future", SOLO, SnapshotLog, "root of snapshot 1 is from", |s| {
         let (block, at) = s.log_entry(S, 1);
         s.edit(block, FRONT, |b| b[at + 47] = 1);
+    }),
+    serves("log: larger than any disk", SOLO, SnapshotLog, "impossible", |s| {
+        let (block, at) = s.log_entry(S, 1);
+        s.edit(block, FRONT, |b| put(b, at + 24, 1 << 60));
+    }),
+    serves("log: half a block too large", SOLO, SnapshotLog, "impossible", |s| {
+        let (block, at) = s.log_entry(S, 1);
+        s.edit(block, FRONT, |b| put(b, at + 24, (1 << 20) + 2048));
+    }),
+    serves("log: of more blocks than memory holds", SOLO, Record, "cannot have", |s| {
+        s.edit_record(S, |b| put(b, 208, (1 << 24) - 1));
     }),
     serves("log: a root too high", SOLO, SnapshotLog, "impossible", |s| {
         let (block, at) = s.log_entry(S, 1);

@@ -214,3 +214,26 @@ fn requests_that_cannot_be_are_refused_with_their_status() {
         assert_eq!(rig.ranged(disk, op, size, 4096, &mut []), Status::OutOfRange);
     }
 }
+
+#[test]
+fn memory_that_cannot_be_counted_is_refused() {
+    let mut rig = Rig::new(64 << 20, RAM);
+    let disk = rig.create("a", 16 << 30, None);
+    let handle = rig.attach(Target::Disk(disk));
+    // Never touched: no process has so much at such a place.
+    let huge = Seg { addr: 4096, len: 1 << 33 };
+    let page = Seg { addr: 4096, len: 4096 };
+    let cases: [(Op, u64, Vec<Seg>); 5] = [
+        (Op::Read, 1 << 33, vec![huge]),
+        (Op::Write, 1 << 33, vec![huge]),
+        (Op::Read, 1 << 33, vec![Seg { len: 1 << 32, ..huge }; 2]),
+        (Op::Flush, 0, vec![page; limits::SEGS_MAX + 1]),
+        (Op::Discard, 4096, vec![page; limits::SEGS_MAX + 1]),
+    ];
+    for (op, len, segs) in cases {
+        let request = Request { cookie: 7, handle, op, offset: 0, len, fua: false };
+        assert!(rig.engine.submit(&request, &segs));
+        let done = rig.engine.next_done().expect("answered at once");
+        assert_eq!((done.cookie, done.status), (7, Status::Invalid), "{op:?}");
+    }
+}

@@ -138,6 +138,7 @@ impl World {
                     assert!(image.len() <= crate::reservation::IMAGE_BYTES_MAX);
                 }
                 Action::Respond { .. }
+                | Action::Forget { .. }
                 | Action::Publish { .. }
                 | Action::Save { image: None, .. }
                 | Action::CloseQueue { .. } => {}

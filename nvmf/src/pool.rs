@@ -3,16 +3,17 @@
 //! ```text
 //!              small (8 KiB)                          large (as configured)
 //!  pool        [] [] [] [] [] [] [] []                [      ] [      ] [      ]
-//!              └ 2 kept for each connection's ┘       └ 1 kept for each connection's
-//!                in-capsule data                        everything else
+//!              └ 2 kept for each connection's ┘       └ 1 kept for each connection's data that is
+//!                in-capsule data                          asked for, and 1 for everything else
 //!              the rest: who comes first, up to the connection's own bounds
 //! ```
 //!
 //! In-capsule data stands in the way of all that follows it on its connection, also of the data
 //! that would set other buffers free. So for it alone each connection has two buffers kept for it
 //! (two, since the first of two fused commands waits for the second): whatever others do, it goes
-//! on. Everything else waits in line without blocking the stream, and has one large buffer kept for
-//! it.
+//! on. Everything else waits in line without blocking the stream, and has large buffers kept for it:
+//! one for data that the host is asked for, which comes in its own time, and one for all that does
+//! not wait for the host. So neither ever waits for the other's buffers to come back.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -22,7 +23,7 @@ pub const SMALL_BYTES: usize = 8192;
 pub const ALIGNMENT: usize = 4096;
 /// Small buffers kept for a connection's in-capsule data.
 pub const KEPT_SMALL: usize = 2;
-/// Large buffers kept for a connection's other data.
+/// Large buffers kept for a connection's data that it asks for, and again as many for the rest.
 pub const KEPT_LARGE: usize = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -38,6 +39,8 @@ enum Lane {
     Free,
     /// A connection's in-capsule data.
     Capsule,
+    /// Data that a connection has asked for.
+    Transfer,
     /// A connection's other data.
     Other,
 }
@@ -164,13 +167,32 @@ impl Class {
     }
 }
 
+/// Buffers of a lane that are out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Held {
+    small: usize,
+    large: usize,
+}
+
 /// What a connection has out of a pool. Made by [`Pool::join`], ended by [`Pool::leave`].
 #[derive(Debug)]
 pub struct Share {
     capsule: usize,
-    small: usize,
-    large: usize,
+    transfer: Held,
+    other: Held,
     max: ShareMax,
+}
+
+impl Share {
+    /// What a lane has out, and what may be out of it beside what the other has.
+    fn lane(&mut self, transfer: bool) -> (&mut Held, ShareMax) {
+        let (mine, theirs) = match transfer {
+            true => (&mut self.transfer, self.other),
+            false => (&mut self.other, self.transfer),
+        };
+        let small = self.max.small.saturating_sub(theirs.small);
+        (mine, ShareMax { small, large: self.max.large.saturating_sub(theirs.large) })
+    }
 }
 
 /// Most buffers that one connection may have out.
@@ -178,7 +200,7 @@ pub struct Share {
 pub struct ShareMax {
     /// Small ones for in-capsule data, and again as many for other data.
     pub small: usize,
-    /// Large ones.
+    /// Large ones (more by the one that is kept for each kind of data).
     pub large: usize,
 }
 
@@ -187,7 +209,9 @@ pub struct ShareMax {
 pub enum Claim {
     /// In-capsule data, which stands in the way of the stream.
     Capsule,
-    /// Data that the controller asks for or sends: it can wait.
+    /// Data that the host is asked for: it can wait, and the buffer then waits for the host.
+    Transfer,
+    /// Data that is sent, or needed meanwhile: it can wait.
     Other,
 }
 
@@ -236,12 +260,12 @@ impl Pool {
     /// Keeps a connection's buffers for it; `None` if there are not enough for one more.
     pub fn join(&mut self, max: ShareMax) -> Option<Share> {
         let room = |class: &Class, kept| class.available() >= class.promised + kept;
-        if !room(&self.small, KEPT_SMALL) || !room(&self.large, KEPT_LARGE) {
+        if !room(&self.small, KEPT_SMALL) || !room(&self.large, 2 * KEPT_LARGE) {
             return None;
         }
         self.small.promised += KEPT_SMALL;
-        self.large.promised += KEPT_LARGE;
-        Some(Share { capsule: 0, small: 0, large: 0, max })
+        self.large.promised += 2 * KEPT_LARGE;
+        Some(Share { capsule: 0, transfer: Held::default(), other: Held::default(), max })
     }
 
     /// The end of a share.
@@ -249,10 +273,11 @@ impl Pool {
     /// # Panics
     /// Buffers of it are still out.
     pub fn leave(&mut self, share: Share) {
-        let Share { capsule, small, large, max: _ } = share;
-        assert!((capsule, small, large) == (0, 0, 0), "all buffers are back: {share:?}");
+        let Share { capsule, transfer, other, max: _ } = share;
+        let none = Held::default();
+        assert!((capsule, transfer, other) == (0, none, none), "all buffers are back: {share:?}");
         self.small.promised -= KEPT_SMALL;
-        self.large.promised -= KEPT_LARGE;
+        self.large.promised -= 2 * KEPT_LARGE;
     }
 
     /// A buffer for `len` bytes on a connection's account, `None` if none can be had now. A small
@@ -264,16 +289,18 @@ impl Pool {
                 assert!(len <= SMALL_BYTES, "in-capsule data fits a small buffer");
                 (self.small.take(&mut share.capsule, KEPT_SMALL, max.small), Lane::Capsule)
             }
-            Claim::Other if len > self.large_bytes => (None, Lane::Other),
-            Claim::Other => {
+            Claim::Transfer | Claim::Other if len > self.large_bytes => (None, Lane::Other),
+            Claim::Transfer | Claim::Other => {
+                let transfer = claim == Claim::Transfer;
+                let (held, max) = share.lane(transfer);
                 let mut buffer = None;
                 if len <= SMALL_BYTES {
-                    buffer = self.small.take(&mut share.small, 0, max.small);
+                    buffer = self.small.take(&mut held.small, 0, max.small);
                 }
-                if buffer.is_none() && (len > SMALL_BYTES || share.large < KEPT_LARGE) {
-                    buffer = self.large.take(&mut share.large, KEPT_LARGE, max.large);
+                if buffer.is_none() && (len > SMALL_BYTES || held.large < KEPT_LARGE) {
+                    buffer = self.large.take(&mut held.large, KEPT_LARGE, max.large);
                 }
-                (buffer, Lane::Other)
+                (buffer, if transfer { Lane::Transfer } else { Lane::Other })
             }
         };
         buffer.map(|buffer| Buffer { lane, ..buffer })
@@ -282,11 +309,15 @@ impl Pool {
     /// Takes back a buffer that a connection has, of its own account or of nobody's.
     pub fn give_from(&mut self, share: &mut Share, buffer: Buffer) {
         let small = buffer.capacity() == SMALL_BYTES;
-        match (buffer.lane, small) {
-            (Lane::Free, _) => self.give(buffer),
-            (Lane::Capsule, _) => self.small.give(buffer, &mut share.capsule, KEPT_SMALL),
-            (Lane::Other, true) => self.small.give(buffer, &mut share.small, 0),
-            (Lane::Other, false) => self.large.give(buffer, &mut share.large, KEPT_LARGE),
+        let held = match buffer.lane {
+            Lane::Free => return self.give(buffer),
+            Lane::Capsule => return self.small.give(buffer, &mut share.capsule, KEPT_SMALL),
+            Lane::Transfer => &mut share.transfer,
+            Lane::Other => &mut share.other,
+        };
+        match small {
+            true => self.small.give(buffer, &mut held.small, 0),
+            false => self.large.give(buffer, &mut held.large, KEPT_LARGE),
         }
     }
 
@@ -327,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_for_one_is_not_taken_by_others() {
-        let mut pool = Pool::new(5, 2, 16384);
+        let mut pool = Pool::new(5, 4, 16384);
         let mut a = pool.join(MAX).expect("room");
         let mut b = pool.join(MAX).expect("room for a second");
         assert!(pool.join(MAX).is_none(), "a third one's buffers are not there");
@@ -351,14 +382,30 @@ mod tests {
         pool.give_from(&mut b, other);
         pool.leave(a);
         pool.leave(b);
-        assert_eq!(pool.free(), (5, 2));
+        assert_eq!(pool.free(), (5, 4));
         assert_eq!((pool.small.promised, pool.large.promised), (0, 0));
+    }
+
+    #[test]
+    fn what_waits_for_the_host_leaves_a_buffer_for_what_does_not() {
+        for (first, second) in [(Claim::Transfer, Claim::Other), (Claim::Other, Claim::Transfer)] {
+            let mut pool = Pool::new(2, 10, 16384);
+            let mut share = pool.join(MAX).expect("room");
+            let mut held = Vec::new();
+            held.extend(std::iter::from_fn(|| pool.take_for(&mut share, 9000, first)));
+            assert_eq!(held.len(), MAX.large);
+            held.push(pool.take_for(&mut share, 1, second).expect("the one that is kept for it"));
+            assert!(pool.take_for(&mut share, 9000, second).is_none());
+            held.into_iter().for_each(|buffer| pool.give_from(&mut share, buffer));
+            pool.leave(share);
+            assert_eq!(pool.free(), (2, 10));
+        }
     }
 
     #[test]
     #[should_panic(expected = "all buffers are back")]
     fn a_share_with_buffers_out_cannot_end() {
-        let mut pool = Pool::new(2, 1, 16384);
+        let mut pool = Pool::new(2, 2, 16384);
         let mut share = pool.join(MAX).expect("room");
         let _out = pool.take_for(&mut share, 1, Claim::Capsule);
         pool.leave(share);

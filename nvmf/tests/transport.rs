@@ -269,7 +269,7 @@ fn half_of_a_fused_pair_comes_out_alone() {
 #[test]
 fn commands_wait_for_buffers_without_blocking_the_stream() {
     let limits = Limits { buffers: ShareMax { small: 3, large: 2 }, ..Limits::default() };
-    let mut rig = Rig::with_pool(limits, 2, 1);
+    let mut rig = Rig::with_pool(limits, 2, 2);
     rig.initialize(NO_DIGESTS);
     rig.conn.set_sq(16, true);
     let ttag = rig.ask(1, 9000);
@@ -297,7 +297,7 @@ fn commands_wait_for_buffers_without_blocking_the_stream() {
 #[test]
 fn parsing_pauses_for_want_of_a_buffer_and_goes_on() {
     for cut in [Cut::Whole, Cut::Every(1000)] {
-        let mut rig = Rig::with_pool(Limits::default(), 2, 1);
+        let mut rig = Rig::with_pool(Limits::default(), 2, 2);
         rig.initialize(NO_DIGESTS);
         rig.conn.set_sq(16, true);
         (rig.hold, rig.cut) = (true, cut);
@@ -324,7 +324,7 @@ fn parsing_pauses_for_want_of_a_buffer_and_goes_on() {
         let cids: Vec<u16> = rig.got.iter().map(|got| got.command.cid).collect();
         assert_eq!(cids, [0, 1, 2, 3]);
         assert_eq!(rig.got[3].data, pattern(3, 512));
-        assert_eq!(rig.pool.free(), (2, 1));
+        assert_eq!(rig.pool.free(), (2, 2));
         rig.finish();
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 static START: OnceLock<Instant> = OnceLock::new();
@@ -62,6 +62,34 @@ fn sum_of_threads(pid: u32, field: usize) -> io::Result<u64> {
     Ok(sum)
 }
 
+/// Nanoseconds that a target's reactors (its threads whose names begin so) have spent on a CPU.
+///
+/// # Errors
+/// The process is gone.
+pub fn reactors_cpu_ns(pid: u32) -> io::Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
+        let thread = thread?.path();
+        let name = std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        if name.starts_with("reactor") {
+            sum += field_of(&std::fs::read_to_string(thread.join("schedstat"))?, 0)?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Does something on one core; afterwards the thread may be where it could be before.
+///
+/// # Errors
+/// What sched_setaffinity(2) says.
+pub fn on_core<T>(core: usize, what: impl FnOnce() -> T) -> io::Result<T> {
+    let before = sched_getaffinity(None)?;
+    pin(core)?;
+    let outcome = what();
+    sched_setaffinity(None, &before)?;
+    Ok(outcome)
+}
+
 /// Keeps the calling thread, and what it starts from now on, on one core.
 ///
 /// # Errors
@@ -90,5 +118,10 @@ mod tests {
         assert!(process_cpu_ns(std::process::id()).unwrap() >= process + 10_000_000);
         assert!(thread_wait_ns().unwrap() <= process_wait_ns(std::process::id()).unwrap());
         assert!(pin(CpuSet::MAX_CPU).is_err());
+        assert_eq!(reactors_cpu_ns(std::process::id()).unwrap(), 0);
+        let free = sched_getaffinity(None).unwrap();
+        let first = (0..CpuSet::MAX_CPU).find(|&core| free.is_set(core)).unwrap();
+        assert_eq!(on_core(first, || sched_getaffinity(None).unwrap().count()).unwrap(), 1);
+        assert_eq!(sched_getaffinity(None).unwrap(), free);
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::report::ratio;
 use crate::rows::{Outcome, Row};
+use crate::store::Verb;
 
 /// One promise.
 pub struct Goal {
@@ -58,23 +59,41 @@ pub fn judge(outcomes: &[Outcome]) -> Vec<Goal> {
             });
         }
     };
+    for (verb, name) in [(Verb::Read, "reads"), (Verb::Write, "writes")] {
+        let what = format!("rate of random {name} of the engine to those of its RAM");
+        pair(&what, Row::Random(verb, 64), Row::Raw(verb, 64), 0.92);
+    }
     let flat = Row::AtDepth(0);
-    pair("rate of reads at snapshot depth 100 to depth 0", Row::AtDepth(100), flat, 0.95);
-    pair("rate of reads at snapshot depth 1,000 to depth 0", Row::AtDepth(1000), flat, 0.95);
-    pair("... to no snapshots, blocks scattered alike", Row::AtDepth(1000), Row::Undone, 0.95);
+    pair("rate of reads at snapshot depth 100 to depth 0", Row::AtDepth(100), flat, 0.97);
+    pair("rate of reads at snapshot depth 1,000 to depth 0", Row::AtDepth(1000), flat, 0.97);
+    pair("... to no snapshots, blocks scattered alike", Row::AtDepth(1000), Row::Undone, 0.97);
     let after = Row::AfterSnapshot;
-    pair("rate of first writes after a snapshot to overwrites", after, Row::Overwrite, 0.5);
+    pair("rate of first writes after a snapshot to overwrites", after, Row::Overwrite, 0.6);
+    pair("rate of first writes to a hole to overwrites", Row::Hole, Row::Overwrite, 0.7);
     pair("rate with 100 snapshots/s to none", Row::Snapshots(100), Row::Snapshots(0), 0.96);
+    pair("rate with 1,000 snapshots/s to none", Row::Snapshots(1000), Row::Snapshots(0), 0.96);
+    let without = outcomes.iter().find(|outcome| outcome.row == Row::Snapshots(0));
     for outcome in outcomes.iter().filter(|outcome| outcome.snapshots.count() > 0) {
         let Row::Snapshots(rate) = outcome.row else { continue };
         let of = [("", &outcome.snapshots), (", without waiting for a core", &outcome.on_core)];
         for (how, histogram) in of.into_iter().filter(|(_, histogram)| histogram.count() > 0) {
             goals.push(Goal {
                 what: format!("p99 of a snapshot under random write, {rate} a second{how}"),
-                value: histogram.quantile(0.99) as f64 / 1e6,
+                value: histogram.quantile(0.99) as f64 / 1e3,
                 spread: None,
-                unit: " ms",
-                limit: 1.0,
+                unit: " us",
+                limit: 200.0,
+                at_least: false,
+            });
+        }
+        if let Some(without) = without.filter(|without| without.requests.count() > 0) {
+            let p999 = |outcome: &Outcome| outcome.requests.quantile(0.999) as f64;
+            goals.push(Goal {
+                what: format!("p99.9 of a request with {rate} snapshots/s to none"),
+                value: p999(outcome) / p999(without),
+                spread: None,
+                unit: "",
+                limit: 2.0,
                 at_least: false,
             });
         }

@@ -14,7 +14,10 @@
 
 pub mod allocator;
 pub mod budgets;
+pub mod capsule_steps;
 pub mod clock;
+pub mod compare;
+pub mod daemon;
 pub mod deletion;
 pub mod engine;
 pub mod goals;
@@ -22,6 +25,7 @@ pub mod histogram;
 pub mod load;
 pub mod memory;
 pub mod nvmf;
+pub mod promises;
 pub mod random;
 pub mod report;
 pub mod ring_steps;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lamina_perf::allocator::Counting;
-use lamina_perf::{budgets, deletion, engine, nvmf, vhost};
+use lamina_perf::{budgets, compare, deletion, engine, nvmf, promises, vhost};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -35,6 +35,10 @@ enum What {
     Budgets(budgets::Options),
     /// What deleting a snapshot of a large full disk costs, by what the snapshot alone holds
     Deletion(deletion::Options),
+    /// Lamina beside SPDK and QEMU, in turns, with the same client
+    Compare(compare::Options),
+    /// What is promised without comparing with others: row, goal, measured, met or not
+    Goals(promises::Options),
     /// A target in another process, over a vhost-user socket
     Vhost(vhost::Options),
     /// laminad in another process, over NVMe/TCP on the loopback, beside a TCP echo
@@ -45,7 +49,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Engine(options) => engine::main(&options),
         What::Budgets(options) => budgets::main(&options),
+        What::Compare(options) => compare::main(&options),
         What::Deletion(options) => deletion::main(&options),
+        What::Goals(options) => promises::main(&options),
         What::Vhost(options) => vhost::main(&options),
         What::Nvmf(options) => nvmf::main(&options),
     };

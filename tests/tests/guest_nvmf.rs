@@ -112,6 +112,16 @@ fn the_kernel_finds_a_disk_and_uses_all_of_it() {
     assert_eq!(guest.run("check_tree /mnt/tree"), "30");
     guest.run("umount /mnt && /bin/e2fsck -fn /dev/nvme0n1");
     guest.run("nvme flush /dev/nvme0n1 -n 1");
+    let health = guest.run("nvme smart-log /dev/nvme0");
+    let counter = |name: &str| {
+        let line = health.lines().find(|line| line.to_lowercase().starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name:?} in {health}"));
+        let digits = line.split(':').nth(1).expect("a value").chars();
+        digits.skip_while(|c| *c == ' ').take_while(char::is_ascii_digit).collect::<String>()
+    };
+    for name in ["host_write_commands", "host_read_commands"] {
+        assert_ne!(counter(name).trim_start_matches('0'), "", "{name}: {health}");
+    }
     guest.run("nvme dsm /dev/nvme0n1 -n 1 --ad --slbs=0 --blocks=2048");
     guest.run("[ $(dd if=/dev/nvme0n1 bs=4k count=256 iflag=direct | tr -d '\\000' | wc -c) = 0 ]");
     guest.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=4 oflag=direct");
@@ -160,6 +170,7 @@ fn namespaces_come_grow_and_go_while_connected() {
     daemon.create_disk("second", 32);
     assert_eq!(add_namespace(&daemon, "second"), json!(2));
     wait_in(&mut guest, "[ -b /dev/nvme0n2 ]");
+    guest.run("nvme ns-rescan /dev/nvme0");
     guest.run("dd if=/dev/urandom of=/dev/nvme0n2 bs=1M count=32 oflag=direct");
     daemon.ask("bdev_lvol_resize", json!({"name": "second", "size_in_mib": 48}));
     wait_in(&mut guest, "[ $(cat /sys/block/nvme0n2/size) = 98304 ]");
@@ -183,12 +194,12 @@ fn reservations_work_as_nvme_cli_asks_for_them() {
         return;
     }
     let _turn = turn();
-    let daemon = target(64);
+    let mut daemon = target(64);
     let port = listen(&daemon);
     let mut guest = boot(&daemon);
-    connect(&mut guest, port, "");
+    connect(&mut guest, port, "--reconnect-delay=1");
     wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
-    guest.run("nvme resv-register /dev/nvme0n1 -n 1 --nrkey=0x1234 --rrega=0");
+    guest.run("nvme resv-register /dev/nvme0n1 -n 1 --nrkey=0x1234 --rrega=0 --cptpl=3");
     guest.run("nvme resv-acquire /dev/nvme0n1 -n 1 --crkey=0x1234 --rtype=1 --racqa=0");
     let report = guest.run("nvme resv-report /dev/nvme0n1 -n 1 --eds");
     assert!(report.contains("rtype     : 1"), "{report}");
@@ -196,6 +207,12 @@ fn reservations_work_as_nvme_cli_asks_for_them() {
     guest.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=4 oflag=direct");
     let (status, _) = guest.try_run("nvme resv-acquire /dev/nvme0n1 -n 1 --crkey=0x9 --rtype=1");
     assert_ne!(status, 0, "a wrong key reserves nothing");
+    // It persists through power loss.
+    daemon.kill();
+    daemon.start();
+    let report = guest.run("nvme resv-report /dev/nvme0n1 -n 1 --eds");
+    assert!(report.contains("rtype     : 1") && report.contains("1234"), "{report}");
+    guest.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=4 oflag=direct");
     guest.run("nvme resv-release /dev/nvme0n1 -n 1 --crkey=0x1234 --rtype=1 --rrela=0");
     guest.run("nvme resv-register /dev/nvme0n1 -n 1 --crkey=0x1234 --rrega=1");
 }

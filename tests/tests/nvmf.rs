@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lamina_tests::guest::{Daemon, MIB};
 use lamina_tests::nvme::{
-    Command, Connection, Controller, Exported, Fuse, Host, Lost, NQN, Options, Payload, Queue,
-    Status, address_json, free_port, namespace_blocks, nvm, pattern, rw,
+    Command, Connection, Controller, Exported, Fuse, Lost, NQN, Options, Payload, Queue, Status,
+    address_json, free_port, namespace_blocks, nvm, pattern, rw,
 };
 use serde_json::json;
 
@@ -262,46 +262,6 @@ fn an_inaccessible_path_says_so_and_comes_back() {
     controller.log(0x0c, 4096);
     set("optimized");
     assert_eq!(queue.read(1, 0, 8).len(), 4096);
-}
-
-#[test]
-fn a_reservation_outlives_the_daemon() {
-    let mut exported = Exported::new();
-    let mut holder = exported.connect();
-    holder.ask_queues(1);
-    let mut queue = holder.io_queue(1, 16);
-    let mut keys = vec![0; 16];
-    keys[8] = 7;
-    let persist = 0b11 << 30;
-    let register = Command {
-        opcode: nvm::RESERVATION_REGISTER,
-        nsid: 1,
-        cdw10: persist,
-        ..Command::default()
-    };
-    assert_eq!(status(&mut queue, register, Payload::Out(keys)), Status::SUCCESS);
-    let mut keys = vec![0; 16];
-    keys[0] = 7;
-    let write_exclusive = 1 << 8;
-    let acquire = Command {
-        opcode: nvm::RESERVATION_ACQUIRE,
-        nsid: 1,
-        cdw10: write_exclusive,
-        ..Command::default()
-    };
-    assert_eq!(status(&mut queue, acquire, Payload::Out(keys)), Status::SUCCESS);
-    exported.daemon.kill();
-    exported.daemon.start();
-    let stranger = Connection { host: Host::new(2), ..exported.connection() };
-    let mut stranger = Controller::connect(stranger);
-    stranger.ask_queues(1);
-    let mut theirs = stranger.io_queue(1, 16);
-    let data = Payload::Out(pattern(1, 512));
-    let ends = status(&mut theirs, rw(nvm::WRITE, 1, 0, 1), data.clone());
-    assert_eq!(ends.code(), Status::RESERVATION_CONFLICT.code());
-    let mut holder = exported.connect();
-    holder.ask_queues(1);
-    assert_eq!(status(&mut holder.io_queue(1, 16), rw(nvm::WRITE, 1, 0, 1), data), Status::SUCCESS);
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! DH-HMAC-CHAP with a real daemon: a host with the right key gets in on every queue, everybody
-//! else stays outside.
+//! else stays outside; inside TLS too.
 
 use std::os::unix::fs::PermissionsExt;
 
 use lamina_nvmf::auth::{AuthKey, Group, HashId, HostSide};
+use lamina_nvmf::tls_psk::ConfiguredKey;
 use lamina_tests::nvme::{
-    Command, Connection, Controller, Exported, Host, NQN, Payload, Queue, Status, admin, fabrics,
-    pattern,
+    Command, Connection, Controller, Exported, Host, NQN, Payload, Queue, Status, address_json,
+    admin, fabrics, free_port, pattern,
 };
 use serde_json::json;
 
+/// 32 bytes 0, 1, 2, ... for TLS.
+const PSK: &str = "NVMeTLSkey-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 const PROTOCOL: u32 = 0xe901_0100;
 const MESSAGE_BYTES: u32 = 4096;
 /// CC: enabled, 4 KiB pages, 64- and 16-byte entries.
@@ -82,7 +85,10 @@ fn authenticate(
 
 /// A controller whose admin queue has authenticated.
 fn connected(exported: &Exported, key: &AuthKey, other: Option<&AuthKey>) -> Controller {
-    let connection = Connection::new(exported.address(), NQN);
+    connected_by(exported.connection(), key, other)
+}
+
+fn connected_by(connection: Connection, key: &AuthKey, other: Option<&AuthKey>) -> Controller {
     let (mut admin, done) = connection.open_queue(0, 0xffff, 32).expect("a connection");
     assert_eq!(done.completion.status, Status::SUCCESS);
     assert_eq!(done.completion.dw0 >> 16, 2, "the answer asks for authentication");
@@ -142,4 +148,48 @@ fn a_wrong_key_is_told_so_and_stays_outside() {
     let error = authenticate(&mut queue, &host, Some(&wrong), Group::Null).expect_err("refused");
     assert!(error.contains("could not prove"), "the target has another key: {error}");
     connected(&exported, &host, Some(&target));
+}
+
+#[test]
+fn tls_and_authentication_are_both_asked_for_where_both_are_set() {
+    let (host, target) = (key(1, HashId::Sha256), key(2, HashId::Sha384));
+    let exported = exported(&host, &target);
+    let daemon = &exported.daemon;
+    let path = daemon.path("psk");
+    std::fs::write(&path, PSK).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    daemon.ask("keyring_file_add_key", json!({"name": "psk", "path": path}));
+    let name = Host::new(1).nqn;
+    daemon.ask("nvmf_subsystem_remove_host", json!({"nqn": NQN, "host": name}));
+    daemon.ask(
+        "nvmf_subsystem_add_host",
+        json!({"nqn": NQN, "host": name, "dhchap_key": "host",
+            "dhchap_ctrlr_key": "controller", "psk": "psk"}),
+    );
+    let port = free_port();
+    let listener = json!({"nqn": NQN, "listen_address": address_json(port),
+        "secure_channel": true});
+    daemon.ask("nvmf_subsystem_add_listener", listener);
+    let keys = ConfiguredKey::parse(PSK).expect("a key").keys(&name, NQN);
+    let secure =
+        Connection { tls_keys: keys, ..Connection::new(([127, 0, 0, 1], port).into(), NQN) };
+    let controller = connected_by(secure.clone(), &host, Some(&target));
+    for (qid, group) in [(1, Group::Null), (2, Group::Ffdhe2048)] {
+        let mut queue = controller.io_queue(qid, 32);
+        authenticate(&mut queue, &host, Some(&target), group).expect("authenticated");
+        let data = pattern(u64::from(qid), 64 << 10);
+        queue.write(1, 256 * u64::from(qid), &data);
+        assert!(queue.read(1, 256 * u64::from(qid), 128) == data);
+    }
+    // One without the other is not enough.
+    let (mut queue, done) = secure.open_queue(0, 0xffff, 32).expect("a connection");
+    assert_eq!(done.completion.status, Status::SUCCESS);
+    let wrong = key(3, HashId::Sha256);
+    assert!(authenticate(&mut queue, &wrong, None, Group::Null).is_err(), "TLS alone");
+    let identify = Command { opcode: admin::IDENTIFY, cdw10: 1, ..Command::default() };
+    let done = queue.run(identify, Payload::In(vec![0; 4096])).expect("an answer");
+    assert_eq!(done.completion.status, Status::AUTHENTICATION_REQUIRED.dnr());
+    let plain = Connection { tls_keys: Vec::new(), ..secure };
+    let refused = Controller::try_connect(plain).expect("a connection").expect_err("no TLS");
+    assert_eq!(refused.code(), Status::CONNECT_INVALID_HOST.code());
 }

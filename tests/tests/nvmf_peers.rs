@@ -5,8 +5,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use lamina_nvmf::host::Builder;
+use lamina_nvmf::wire::Sgl;
 use lamina_tests::nvme::{
-    Controller, Exported, Lost, Options, Payload, Queue, Status, nvm, pattern, rw,
+    Command, Controller, Exported, Lost, Options, Payload, Queue, Status, admin, fabrics, nvm,
+    pattern, rw,
 };
 
 /// Sockets that say nothing.
@@ -172,4 +175,77 @@ fn garbage_ends_a_connection_and_nothing_else() {
     assert!(matches!(ended, Lost::Broken(_) | Lost::Closed), "{ended:?}");
     work(&mut good, 50);
     exported.wait_until("the other queues are gone", |e| e.stats()["connections"] == 2);
+}
+
+/// How a connection is cut off.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// Closed with nothing unread: FIN.
+    Close,
+    /// Closed with answers unread: RST.
+    Reset,
+    /// Only this direction; the other is read to its end.
+    Half,
+}
+
+/// What a host says until its first commands are under way.
+fn opening(exported: &Exported) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let builder = Builder::default();
+    builder.icreq(&mut bytes, 0, 0);
+    let (connect, data) = exported.connection().connect_command(0, 0xffff, 32);
+    let sgl = |command, bytes| Command { sgl: Sgl::in_capsule(bytes), ..command };
+    builder.command(&mut bytes, &Command { cid: 1, ..sgl(connect, 1024) }, &data);
+    let enable = Command {
+        opcode: fabrics::OPCODE,
+        nsid: u32::from(fabrics::PROPERTY_SET),
+        cdw11: 0x14,
+        cdw12: 1 | 6 << 16 | 4 << 20,
+        cid: 2,
+        ..Command::default()
+    };
+    builder.command(&mut bytes, &enable, &[]);
+    let event = Command { opcode: admin::ASYNC_EVENT_REQUEST, cid: 3, ..Command::default() };
+    builder.command(&mut bytes, &event, &[]);
+    let keep_alive = Command { opcode: admin::KEEP_ALIVE, cid: 4, ..Command::default() };
+    builder.command(&mut bytes, &keep_alive, &[]);
+    bytes
+}
+
+#[test]
+fn connections_cut_off_in_every_state_are_gone_within_two_seconds() {
+    let exported = Exported::new();
+    let mut controller = exported.connect();
+    controller.ask_queues(1);
+    let mut queue = controller.io_queue(1, 16);
+    work(&mut queue, 5);
+    let (connections, descriptors) =
+        (exported.stats()["connections"].clone(), exported.daemon.descriptors());
+    let bytes = opening(&exported);
+    for cut in [Cut::Close, Cut::Reset, Cut::Half] {
+        for at in (0..bytes.len()).step_by(23).chain([bytes.len()]) {
+            let mut socket = TcpStream::connect(exported.address()).expect("a connection");
+            socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+            socket.write_all(&bytes[..at]).expect("room in the socket");
+            // ICResp: the daemon has seen what came before.
+            if at >= 128 && !matches!(cut, Cut::Reset) {
+                socket.read_exact(&mut [0; 128]).expect("an answer");
+            }
+            if let Cut::Half = cut {
+                socket.shutdown(std::net::Shutdown::Write).expect("an open connection");
+                let mut rest = Vec::new();
+                // It ends; with what else it has to say, or with a reset.
+                let ended = socket.read_to_end(&mut rest);
+                let timeout = ended.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+                assert!(!timeout, "cut at {at}: the daemon does not close its half");
+            }
+        }
+        let begun = Instant::now();
+        exported.wait_until("the connections are gone", |e| {
+            e.stats()["connections"] == connections && e.daemon.descriptors() <= descriptors + SLACK
+        });
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(2), "{cut:?}: {took:?}");
+        work(&mut queue, 20);
+    }
 }

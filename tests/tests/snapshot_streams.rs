@@ -326,6 +326,10 @@ fn a_killed_daemon_in_mid_export_and_mid_import_costs_nothing() {
         json!({"lvol_name": "vm", "snapshot_name": "lamina.now.mine"}),
     );
     assert!(error.is_err(), "labels of the daemon's own are refused");
+    let error = test
+        .daemon
+        .try_ask("bdev_lvol_rename", json!({"old_name": "vm@base", "new_name": "lamina.now.mine"}));
+    assert!(error.is_err(), "a snapshot renamed so would be gone at the next start");
     let page = test.daemon.ask("lamina_snapshot_diff", json!({"snapshot": "vm", "max": 1}));
     assert!(page["next"].is_u64(), "{page}");
     let count = |test: &Test| {

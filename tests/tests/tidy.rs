@@ -20,6 +20,16 @@ const UNSAFE_FILES: &[&str] = &[
     "bdev/tests/simple/mod.rs",
     "perf/src/allocator.rs",
     "perf/src/memory.rs",
+    "spdk/src/sys/app.rs",
+    "spdk/src/sys/base_io.rs",
+    "spdk/src/sys/bdev_io.rs",
+    "spdk/src/sys/channel.rs",
+    "spdk/src/sys/disk.rs",
+    "spdk/src/sys/dma.rs",
+    "spdk/src/sys/json.rs",
+    "spdk/src/sys/owned.rs",
+    "spdk/src/sys/rpc.rs",
+    "spdk/src/sys/thread.rs",
     "target/src/base/file.rs",
     "target/src/base/ram.rs",
     "target/src/base/uring.rs",
@@ -43,7 +53,7 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 /// Files over the goal, with their lines.
 const LONG_FILES: &[(&str, usize)] = &[
-    ("bdev/src/commands.rs", 631),
+    ("bdev/src/commands.rs", 617),
     ("bdev/src/engine.rs", 664),
     // Mostly the table of cases.
     ("bdev/tests/corrupt.rs", 862),
@@ -77,8 +87,10 @@ fn root() -> PathBuf {
 fn sources() -> BTreeMap<String, String> {
     let root = root();
     let mut found = BTreeMap::new();
-    let mut folders: Vec<PathBuf> =
-        ["bdev", "nvmf", "rpc", "target", "tests", "perf"].iter().map(|f| root.join(f)).collect();
+    let mut folders: Vec<PathBuf> = ["bdev", "nvmf", "rpc", "target", "tests", "perf", "spdk"]
+        .iter()
+        .map(|f| root.join(f))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of the tree").map(Result::unwrap) {
             let path = entry.path();

@@ -33,10 +33,17 @@ impl<'a> Reader<'a> {
         self.device.read(self.first + block, buf)
     }
 
-    /// Reads both copies of a pair.
+    /// Reads both copies of a pair. One that cannot be read is all zeros, if the other can be.
     pub fn pair(&mut self, block: u64) -> Result<[Block; 2], Error> {
         let mut both = [0; 2 * BLOCK_SIZE];
-        self.read(block, &mut both)?;
+        if self.read(block, &mut both).is_err() {
+            both.fill(0);
+            let (a, b) = both.split_at_mut(BLOCK_SIZE);
+            let (first, second) = (self.read(block, a), self.read(block + 1, b));
+            if first.is_err() && second.is_err() {
+                return Err(first.expect_err("just looked at"));
+            }
+        }
         let (a, b) = both.split_at(BLOCK_SIZE);
         Ok([a.try_into().expect("a block"), b.try_into().expect("a block")])
     }

@@ -138,8 +138,8 @@ fn check_label(
         let text = format!("the device has only {device_bytes} bytes: no Lamina store is on it");
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
-    let mut bytes = vec![0; LABEL_BYTES];
-    device.read(0, &mut bytes)?;
+    let blocks = LABEL_BYTES / BLOCK_SIZE;
+    let bytes = Reader::new(device, 0, blocks as u64).pair(0)?.concat();
     let label = read_label(&bytes, device_bytes)?;
     for copy in 0..2 {
         let mut alone = bytes.clone();

@@ -3,7 +3,6 @@
 use super::report::{FindingKind, Severity};
 use super::system::{Picked, Shard, Slot};
 use crate::error::Error;
-use crate::format::extent::CATALOGUE_ENTRIES;
 use crate::format::journal::{BEFORE, Frame, Touched, finish};
 use crate::format::pairs::{Amiss, GROUPS, PairSums, Verdict};
 use crate::format::snapshot_log;
@@ -89,12 +88,12 @@ impl Shard<'_> {
         let why = amiss.text(block);
         match (amiss.index as u64).checked_sub(g.catalogue_pairs) {
             None => {
-                let first = amiss.index * CATALOGUE_ENTRIES;
-                let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
-                self.entries[first..end].fill(None);
+                let listed = g.listed(amiss.index);
+                self.entries[listed.clone()].fill(None);
                 let text = format!(
-                    "the catalogue of extents {first} to {} cannot be used: {why}; their free blocks are not given out",
-                    end.max(first + 1) - 1
+                    "the catalogue of extents {} to {} cannot be used: {why}; their free blocks are not given out",
+                    listed.start,
+                    listed.end.max(listed.start + 1) - 1
                 );
                 self.find(Severity::Error, FindingKind::Catalogue, Some(block), text);
             }

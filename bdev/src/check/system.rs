@@ -11,7 +11,7 @@ use super::tree::NodeSeen;
 use super::{CheckOptions, CheckPhase};
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::{self, DiskRecord, REAP_LIVE, REAP_NONE, State};
-use crate::format::extent::{CATALOGUE_ENTRIES, Entry, read_entries};
+use crate::format::extent::{Entry, read_entries};
 use crate::format::label::StoreLabel;
 use crate::format::snapshot_log::{self, LogEntry};
 use crate::format::superblock::{Geometry, Superblock};
@@ -289,15 +289,14 @@ impl<'a> Shard<'a> {
         for pair in 0..g.catalogue_pairs {
             self.tell(CheckPhase::System, pair, g.catalogue_pairs + self.superblock.records_used)?;
             let address = g.catalogue + 2 * pair;
-            let first = pair as usize * CATALOGUE_ENTRIES;
-            let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
-            let mut entries = vec![Entry::default(); end.saturating_sub(first)];
+            let listed = g.listed(pair as usize);
+            let mut entries = vec![Entry::default(); listed.len()];
             let max = (g.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
             let index = g.catalogue_pair(pair);
             let damage = match self.pick_system(Kind::Catalogue, index, pair)? {
                 Picked::Copy(block, _, _) => match read_entries(&block, &mut entries, max) {
                     Ok(()) => {
-                        for (to, from) in self.entries[first..].iter_mut().zip(entries) {
+                        for (to, from) in self.entries[listed].iter_mut().zip(entries) {
                             *to = Some(from);
                         }
                         continue;
@@ -308,8 +307,9 @@ impl<'a> Shard<'a> {
                 Picked::Unreadable(error) => error.message,
             };
             let text = format!(
-                "the catalogue of extents {first} to {} (blocks {address} and {}) cannot be used: {damage}; their free blocks are not given out",
-                end.max(first + 1) - 1,
+                "the catalogue of extents {} to {} (blocks {address} and {}) cannot be used: {damage}; their free blocks are not given out",
+                listed.start,
+                listed.end.max(listed.start + 1) - 1,
                 address + 1
             );
             self.find(Severity::Error, FindingKind::Catalogue, Some(address), text);

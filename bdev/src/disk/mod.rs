@@ -128,6 +128,8 @@ pub(crate) struct Disk {
     pub reaping: u64,
     pub reap_cursor: u64,
     pub blob: Vec<u8>,
+    /// Of remote hosts.
+    pub claims: Vec<u8>,
     pub attached: u32,
     pub resizing: bool,
     /// In-place writes in flight.
@@ -187,6 +189,7 @@ impl Disk {
             reaping: REAP_NONE,
             reap_cursor: 0,
             blob: Vec::new(),
+            claims: Vec::new(),
             attached: 0,
             resizing: false,
             in_place: 0,

@@ -198,7 +198,7 @@ impl Engine {
         }
         let tag = tag(Class::Op, self.slots[index].generation, index);
         let source = (index, at as u32);
-        self.io.push(BaseIo { tag, op, offset, len: len as u32, first, source });
+        self.io.push(BaseIo { tag, op, offset, len: len as u32, first, guest: true, source });
     }
 
     /// The part has been read. False: the operation is over.

@@ -2,7 +2,7 @@
 
 use super::pairs::{RawSums, Sums};
 use super::{Block, Damage, Header, Kind, payload, payload_mut, seal};
-use crate::limits::{BLOB_LEN_MAX, COUNTER_MAX, DISK_BYTES_MAX, LEVEL_MAX};
+use crate::limits::{BLOB_LEN_MAX, CLAIMS_LEN_MAX, COUNTER_MAX, DISK_BYTES_MAX, LEVEL_MAX};
 use crate::types::{BLOCK_SIZE, Name, Uuid};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -73,6 +73,8 @@ pub(crate) struct DiskRecord {
     /// Leaves below this index have been reaped.
     pub reap_cursor: u64,
     pub blob: Vec<u8>,
+    /// What remote hosts claim of it.
+    pub claims: Vec<u8>,
 }
 
 impl DiskRecord {
@@ -99,6 +101,7 @@ impl DiskRecord {
             reaping: REAP_NONE,
             reap_cursor: 0,
             blob: Vec::new(),
+            claims: Vec::new(),
         }
     }
 }
@@ -125,12 +128,15 @@ struct RawRecord {
     reap_cursor: U64,
     born: U64,
     blob_len: U16,
-    reserved2: [u8; 6],
+    claims_len: U16,
+    reserved2: [u8; 4],
     blob: [u8; BLOB_LEN_MAX],
     log_sums: RawSums,
     sealed_lsn: U64,
     sealed_epoch: U64,
     root_generation: U64,
+    /// Zeros in stores made before there were any.
+    claims: [u8; CLAIMS_LEN_MAX],
 }
 const _: () = assert!(size_of::<RawRecord>() + super::HEADER_LEN <= BLOCK_SIZE);
 
@@ -173,6 +179,8 @@ pub(crate) fn write(
     raw.reap_cursor = U64::new(record.reap_cursor);
     raw.blob_len = U16::new(record.blob.len() as u16);
     raw.blob[..record.blob.len()].copy_from_slice(&record.blob);
+    raw.claims_len = U16::new(record.claims.len() as u16);
+    raw.claims[..record.claims.len()].copy_from_slice(&record.claims);
     let (kind, index) = (Kind::DiskRecord, u64::from(slot));
     seal(block, &Header { kind, level: 0, owner: slot, store, shard, address, index, generation });
 }
@@ -187,9 +195,11 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         _ => return Err(Damage::Content),
     };
     let blob_len = usize::from(raw.blob_len.get());
+    let claims_len = usize::from(raw.claims_len.get());
     let name = Name::from_bytes(&raw.name).ok_or(Damage::Content)?;
     let size = raw.size.get();
     let lawful = blob_len <= BLOB_LEN_MAX
+        && claims_len <= CLAIMS_LEN_MAX
         && raw.root_level <= LEVEL_MAX
         && size <= DISK_BYTES_MAX
         && size.is_multiple_of(BLOCK_SIZE as u64)
@@ -221,6 +231,7 @@ pub(crate) fn read(block: &Block) -> Result<DiskRecord, Damage> {
         reaping: raw.reaping.get(),
         reap_cursor: raw.reap_cursor.get(),
         blob: raw.blob[..blob_len].to_vec(),
+        claims: raw.claims[..claims_len].to_vec(),
     })
 }
 
@@ -251,6 +262,7 @@ mod tests {
             reaping: 3,
             reap_cursor: 12,
             blob: b"hello".to_vec(),
+            claims: vec![0xa5; CLAIMS_LEN_MAX],
         };
         let mut block = [0; BLOCK_SIZE];
         write(&mut block, &record, 6, Uuid([1; 16]), 0, 40, 2);

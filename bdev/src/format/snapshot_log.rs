@@ -1,7 +1,7 @@
 //! A block of a disk's snapshot log: up to 31 snapshots, and the block before it.
 
 use super::{Block, Damage, HEADER_LEN, Header, Kind, seal};
-use crate::limits::{LEVEL_MAX, POINTS_MAX};
+use crate::limits::{DISK_BYTES_MAX, LEVEL_MAX, POINTS_MAX};
 use crate::types::{BLOCK_SIZE, Name, Uuid};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -113,7 +113,10 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
         }
         // A ghost is deleted and has no tree.
         let ghost = raw.dying & 2 != 0;
+        let size = raw.size.get();
         if raw.root_level > LEVEL_MAX
+            || size > DISK_BYTES_MAX
+            || !size.is_multiple_of(BLOCK_SIZE as u64)
             || raw.dying > 7
             || (ghost && (raw.dying != 3 || raw.root.get() != 0))
         {
@@ -131,7 +134,7 @@ pub(crate) fn read(block: &Block) -> Result<([Option<LogEntry>; ENTRIES], u64), 
                 wide[..6].copy_from_slice(&raw.root_generation);
                 u64::from_le_bytes(wide)
             },
-            size: raw.size.get(),
+            size,
             mapped: raw.mapped.get(),
             dying: raw.dying & 1 != 0,
             ghost,

@@ -103,6 +103,8 @@ impl Geometry {
             && (1..=EXTENTS_MAX).contains(&self.extent_count)
             && self.catalogue == 2
             && self.catalogue_pairs * CATALOGUE_ENTRIES as u64 >= self.extent_count
+            && self.catalogue_pairs
+                <= (self.region_blocks / self.extent_blocks).div_ceil(CATALOGUE_ENTRIES as u64)
             && self.records == self.catalogue + 2 * self.catalogue_pairs
             && self.journal == self.records + 2 * self.record_slots
             && self.extents >= self.journal + self.journal_blocks
@@ -113,6 +115,14 @@ impl Geometry {
     pub fn extent_of(&self, block: u64) -> Option<u64> {
         let extent = block.checked_sub(self.extents)? / self.extent_blocks;
         (extent < self.extent_count).then_some(extent)
+    }
+
+    /// The extents that a catalogue pair lists. The last pair may have none: what it was made for
+    /// is taken by the journal and the disk records.
+    pub fn listed(&self, pair: usize) -> std::ops::Range<usize> {
+        let count = self.extent_count as usize;
+        let first = pair * CATALOGUE_ENTRIES;
+        first.min(count)..(first + CATALOGUE_ENTRIES).min(count)
     }
 
     /// Number of a catalogue block's pair among all.

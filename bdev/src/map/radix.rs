@@ -312,3 +312,18 @@ impl Engine {
         found.dirty = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_of_a_freeze_is_never_none_and_not_that_of_the_next() {
+        for freeze in [0, 1, 0x7ffd, 0x7ffe, 0x7fff, 0x8000, u64::MAX - 1] {
+            let mark = freeze_tag(freeze);
+            assert!(mark > node::READ_ONLY, "{freeze}: {mark:#x}");
+            assert_eq!(mark & (node::ADDRESS | node::READ_ONLY), 0, "{freeze}");
+            assert_ne!(mark, freeze_tag(freeze + 1), "{freeze}");
+        }
+    }
+}

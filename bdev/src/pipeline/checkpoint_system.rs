@@ -262,6 +262,7 @@ impl Engine {
             reaping: disk.reaping,
             reap_cursor: if planted(Canary::CursorLost) { 0 } else { disk.reap_cursor },
             blob: disk.blob.clone(),
+            claims: disk.claims.clone(),
         };
         let (mut side, mut fresh) = (disk.side, disk.fresh);
         let pair = self.superblock.geometry.records + 2 * u64::from(slot);
@@ -303,9 +304,18 @@ impl Engine {
             return;
         }
         self.bitmap_load = Some(extent);
-        let address = self.space.geometry.extent_start(extent as u64);
-        let addr = self.bitmap_pages.addr(PageId(0));
-        self.issue(tag(Class::Bitmap, 0, 0), BaseOp::Read, address, addr, 8192);
+        let (first, count) = self.bitmap_copies();
+        let address = self.space.geometry.extent_start(extent as u64) + u64::from(first);
+        let addr = self.bitmap_pages.addr(PageId(first));
+        if count == 1 {
+            self.bitmap_pages.bytes_mut(PageId(1 - first)).fill(0);
+        }
+        self.issue(tag(Class::Bitmap, 0, 0), BaseOp::Read, address, addr, count * 4096);
+    }
+
+    /// First copy of a bitmap to be read, and how many: if both cannot be had together, each alone.
+    fn bitmap_copies(&self) -> (u32, u32) {
+        [(0, 2), (0, 1), (1, 1)][self.bitmap_failures as usize % 3]
     }
 
     /// Without the device nothing can go on. One block that cannot be read costs the space that it
@@ -325,6 +335,12 @@ impl Engine {
     pub(crate) fn bitmap_read_done(&mut self, result: Result<(), BaseError>) {
         let extent = self.bitmap_load.take().expect("a bitmap read in flight");
         self.space.wanted = None;
+        let alone = self.bitmap_copies().1 == 1;
+        let pages = &self.bitmap_pages;
+        let copies = [pages.bytes(PageId(0)), pages.bytes(PageId(1))];
+        // The wrong copy of the two says nothing.
+        let told = !alone || self.space.knows(extent, copies, self.store, self.shard);
+        let result = if told { result } else { result.and(Err(BaseError::Io)) };
         // A passing fault is left alone: whoever still wants the bitmap asks again. Recovery asks
         // only so often.
         if let Some(recovery) = self.recovery.as_mut().filter(|_| result.is_err()) {

@@ -298,3 +298,72 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only(slot: u32) -> Touched {
+        let mut touched = Touched::default();
+        touched.add(slot);
+        touched
+    }
+
+    /// Block `lsn` is about disk number `lsn`; those before `front` have taken effect.
+    fn journal(front: u64, next: u64, flushed: u64) -> Journal {
+        let mut journal = Journal::new(8);
+        journal.start(next, 1, 3, 64);
+        for back in 1..=BEFORE as u64 {
+            journal.applied_last[back as usize - 1] = only((front - back) as u32);
+        }
+        for lsn in front..next {
+            let (page, units, touched) = (PageId(0), 1, only(lsn as u32));
+            let (ops, state, tries) = (List::EMPTY, State::Writing, 0);
+            journal.batches.push_back(Batch { page, lsn, units, touched, ops, state, tries });
+        }
+        (journal.flushed, journal.flushed_last) = (flushed, only(flushed as u32 - 1));
+        journal
+    }
+
+    #[test]
+    fn a_block_says_what_the_five_before_it_were_about() {
+        for at in 0..7 {
+            let frame = journal(20, 28, 18).frame(at, true);
+            let lsn = 20 + at as u64;
+            assert_eq!(frame.lsn, lsn);
+            for (back, touched) in frame.before.iter().enumerate() {
+                assert_eq!(*touched, only((lsn - 1 - back as u64) as u32), "{back} before {lsn}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_promises_what_is_durable_and_no_more() {
+        let volatile = journal(20, 24, 18).frame(2, true);
+        assert_eq!((volatile.durable, volatile.promised), (18, only(17)));
+        assert!(!volatile.ordered);
+        // Without a volatile cache what has taken effect is durable.
+        let durable = journal(20, 24, 18).frame(2, false);
+        assert_eq!((durable.durable, durable.promised), (20, only(19)));
+        assert!(durable.ordered);
+    }
+
+    #[test]
+    fn of_two_flushes_the_older_one_takes_nothing_back() {
+        let mut journal = journal(20, 24, 18);
+        assert_eq!(journal.covered(), (20, only(19)));
+        journal.flush_done((17, only(16)));
+        assert_eq!((journal.flushed, journal.flushed_last), (18, only(17)));
+        journal.flush_done((20, only(19)));
+        assert_eq!((journal.flushed, journal.flushed_last), (20, only(19)));
+    }
+
+    #[test]
+    fn more_than_half_in_use_is_half_full() {
+        let mut journal = Journal::new(8);
+        journal.start(10, 1, 1, 18);
+        assert_eq!((journal.used(), journal.half_full()), (9, false));
+        journal.next = 11;
+        assert!(journal.half_full());
+    }
+}

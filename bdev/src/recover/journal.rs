@@ -4,7 +4,7 @@
 //! the end is that very block, but torn or rotten, an event says so: a power cut may have torn it.
 //! On a base that tears nothing it has rotted, and counts as lost.
 
-use super::{LANE_BLOCKS, Recovery, Stage};
+use super::{LANE_BLOCKS, Recovery, Stage, unreadable};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::Seal;
@@ -24,10 +24,14 @@ impl Engine {
         if !self.have(recovery, g.journal + position, count as usize) {
             return Ok(false);
         }
-        let gone = std::mem::take(&mut recovery.unreadable);
         for i in 0..count as usize {
             let page = recovery.buffer.bytes(Recovery::page(0, i));
             let address = g.journal + position + i as u64;
+            let gone = recovery.lanes[0].gone >> i & 1 == 1;
+            if gone && !recovery.scan.past_end() {
+                return Err(unreadable(address));
+            }
+            // Past the end nothing more is replayed, it is only looked for what may be missing.
             let block = Some(page).filter(|_| !gone);
             recovery.scan.take(block, address, &self.superblock, self.store, self.shard);
         }

@@ -153,8 +153,12 @@ impl Engine {
             let slot = recovery.cursor as usize + i;
             let index = self.superblock.geometry.record_pair(slot as u64);
             let found = self.system_pair(recovery, 2 * i, Kind::DiskRecord, index);
+            let mut log = (0, 0);
             let disk = found.and_then(|(side, _)| {
                 let record = disk_record::read(recovery.block(0, 2 * i + side.current))?;
+                if record.log_head != 0 {
+                    log = (record.log_head, record.log_blocks);
+                }
                 if record.state == RecordState::Free {
                     self.free_records.push((slot as u32, side.current));
                     if side.stale_other {
@@ -163,6 +167,7 @@ impl Engine {
                 }
                 self.disk_from(record, side)
             });
+            recovery.logs.push(log);
             match disk {
                 Ok(disk) => self.disks.push(disk),
                 Err(damage) => {
@@ -186,7 +191,11 @@ impl Engine {
             return Ok(None);
         }
         let dated = record.root == 0 || record.root_generation <= self.superblock.generation;
-        if !linkable(record.root) || !dated || (record.log_head != 0 && !pair(record.log_head)) {
+        let log = match record.log_head {
+            0 => true,
+            head => pair(head) && (1..1 << 24).contains(&record.log_blocks),
+        };
+        if !linkable(record.root) || !dated || !log {
             return Err(Damage::Content);
         }
         let mut disk = Box::new(Disk::new(record.name, record.uuid, record.size, record.created));
@@ -203,20 +212,10 @@ impl Engine {
         disk.log_sums = record.log_sums;
         disk.sealed = record.sealed;
         disk.blob = record.blob;
+        disk.claims = record.claims;
         disk.side = side.current;
         disk.fresh = false;
         disk.dirty = side.stale_other;
-        // Filled in from the log, newest block first.
-        disk.log = Vec::new();
-        if record.log_head != 0 {
-            let count = usize::try_from(record.log_blocks).map_err(|_| Damage::Content)?;
-            if count == 0 || count > 1 << 24 {
-                return Err(Damage::Content);
-            }
-            let unread = LogBlock { dirty: false, fresh: false, ..LogBlock::fresh(0) };
-            disk.log = vec![unread; count];
-            disk.log[count - 1].address = record.log_head;
-        }
         Ok(Some(disk))
     }
 
@@ -239,43 +238,36 @@ impl Engine {
             recovery.enter(Stage::Journal);
             return Ok(true);
         }
-        let next = self.disks[slot].as_ref().and_then(|d| {
-            let at = d.log.iter().rposition(|b| b.used == 0 && !b.fresh)?;
-            Some((at, d.log[at].address))
-        });
-        let Some((number, address)) = next else {
+        let (address, left) = recovery.logs[slot];
+        if left == 0 || self.disks[slot].is_none() {
             self.judge_log(slot);
-            if let Some(disk) = self.disks[slot].as_mut() {
-                disk.log.iter_mut().for_each(|b| {
-                    b.fresh = false;
-                    b.used &= !(1 << 31);
-                });
-                disk.snaps.sort_unstable_by_key(|s| s.id);
-                disk.refresh_newest();
-            }
             recovery.cursor += 1;
             return Ok(true);
-        };
+        }
         if !self.have(recovery, address, 2) {
             return Ok(false);
         }
-        if let Err(damage) = self.adopt_log(recovery, slot, number, address) {
-            let why = format!("its snapshot log is damaged: block {address}: {damage}");
-            self.lose_disk(slot as u32, &why);
-            recovery.cursor += 1;
+        match self.adopt_log(recovery, slot, left - 1, address) {
+            Ok(previous) => recovery.logs[slot] = (previous, left - 1),
+            Err(damage) => {
+                let why = format!("its snapshot log is damaged: block {address}: {damage}");
+                self.lose_disk(slot as u32, &why);
+            }
         }
         Ok(true)
     }
 
+    /// Takes over the newest block of the log that has not been; says where the one before it is.
+    /// They come in the order of the log only once all are there (`judge_log`).
     fn adopt_log(
         &mut self,
         recovery: &Recovery,
         slot: usize,
-        number: usize,
+        number: u64,
         address: u64,
-    ) -> Result<(), Damage> {
+    ) -> Result<u64, Damage> {
         let (side, header) = self.pair(recovery, 0, Kind::SnapshotLog, address)?;
-        if header.owner != slot as u32 || header.index != number as u64 {
+        if header.owner != slot as u32 || header.index != number {
             return Err(Damage::Identity);
         }
         let (entries, previous) = snapshot_log::read(recovery.block(0, side.current))?;
@@ -285,14 +277,12 @@ impl Engine {
         if (number > 0) != linkable {
             return Err(Damage::Content);
         }
-        // The highest bit says "read" until all blocks are: an empty block looks unread otherwise.
-        let mut used = 1u32 << 31;
+        let mut used = 0;
         for (i, entry) in entries.iter().enumerate() {
             let Some(e) = entry else { continue };
             let dated = e.root_generation <= self.superblock.generation;
             let root = e.root == 0 || geometry.linkable(e.root) && dated;
-            let lawful = e.snap < disk.epoch && root;
-            if !lawful || disk.snaps.iter().any(|s| s.id == e.snap) {
+            if e.snap >= disk.epoch || !root {
                 return Err(Damage::Content);
             }
             used |= 1 << i;
@@ -315,18 +305,27 @@ impl Engine {
                 place: Some((number as u32, i as u8)),
             });
         }
-        let block = &mut disk.log[number];
-        (block.side, block.used, block.dirty) = (side.current, used, side.stale_other);
-        block.generation = header.generation;
-        if number > 0 {
-            disk.log[number - 1].address = previous;
-        }
-        Ok(())
+        disk.log.push(LogBlock {
+            address,
+            side: side.current,
+            generation: header.generation,
+            used,
+            dirty: side.stale_other,
+            fresh: false,
+        });
+        Ok(previous)
     }
 
     /// A disk's log is read: is it what its record says?
     fn judge_log(&mut self, slot: usize) {
-        let Some(disk) = self.disks[slot].as_ref() else { return };
+        let Some(disk) = self.disks[slot].as_mut() else { return };
+        disk.log.reverse();
+        disk.snaps.sort_unstable_by_key(|s| s.id);
+        disk.refresh_newest();
+        if let Some(two) = disk.snaps.windows(2).find(|two| two[0].id == two[1].id) {
+            let why = format!("its snapshot log is damaged: it has two entries {}", two[0].id);
+            return self.lose_disk(slot as u32, &why);
+        }
         let found: Vec<(usize, u64)> =
             disk.log.iter().enumerate().map(|(number, b)| (number, b.generation)).collect();
         let block = |number: usize| disk.log[number].address;
@@ -383,25 +382,20 @@ impl Engine {
 
     /// Disks that descend from themselves, or that the reaper is said to be where it cannot be.
     fn lose_impossible(&mut self) {
-        let parent = |disks: &[Option<Box<Disk>>], slot: usize| {
-            disks.get(slot)?.as_ref()?.origin.map(|(disk, _)| disk as usize)
+        let origin = |slot: usize| {
+            let disk = self.disks.get(slot)?.as_ref()?;
+            disk.origin.map(|(origin, _)| origin as usize)
         };
+        let circular = circular(self.disks.len(), origin);
         let mut lost = Vec::new();
         for (slot, disk) in self.disks.iter().enumerate() {
             let Some(disk) = disk else { continue };
-            // No chain is longer than there are disks.
-            let mut at = parent(&self.disks, slot);
-            let mut steps = 0;
-            while let Some(next) = at.filter(|_| steps <= self.disks.len()) {
-                at = parent(&self.disks, next);
-                steps += 1;
-            }
             let reaped = match disk.reaping {
                 REAP_NONE => true,
                 REAP_LIVE => disk.deleting,
                 id => disk.snap(id).is_some_and(|s| !s.ghost && (s.dying || disk.deleting)),
             };
-            if at.is_some() {
+            if circular[slot] {
                 lost.push((slot, "it descends from a clone of itself"));
             } else if !reaped {
                 lost.push((slot, "its record is damaged: the version being reclaimed is unknown"));
@@ -410,5 +404,54 @@ impl Engine {
         for (slot, why) in lost {
             self.lose_disk(slot as u32, why);
         }
+    }
+}
+
+/// Which of `count` disks come to one of themselves again if their origins are followed, or to
+/// others that do. Each is looked at once, however long the chains are.
+fn circular(count: usize, origin: impl Fn(usize) -> Option<usize>) -> Vec<bool> {
+    let (mut circular, mut seen_from) = (vec![false; count], vec![usize::MAX; count]);
+    for first in 0..count {
+        let (mut chain, mut at) = (Vec::new(), Some(first));
+        while let Some(slot) = at.filter(|&slot| slot < count && seen_from[slot] == usize::MAX) {
+            seen_from[slot] = first;
+            chain.push(slot);
+            at = origin(slot);
+        }
+        let met = at.filter(|&slot| slot < count);
+        let round = met.is_some_and(|slot| seen_from[slot] == first || circular[slot]);
+        chain.into_iter().for_each(|slot| circular[slot] = round);
+    }
+    circular
+}
+
+#[cfg(test)]
+mod tests {
+    use super::circular;
+
+    #[test]
+    fn only_disks_that_lead_round_in_a_circle_are_circular() {
+        // 1 and 2 are each other's, 3 comes from them; 5 comes from 4, 6 from one that is not there.
+        let origins = [None, Some(2), Some(1), Some(2), None, Some(4), Some(99), Some(7)];
+        let found = circular(origins.len(), |slot| origins[slot]);
+        assert_eq!(found, [false, true, true, true, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_chain_of_all_the_disks_there_can_be_is_followed_once() {
+        let count = crate::limits::DISKS_MAX as usize;
+        let steps = std::cell::Cell::new(0);
+        let up = |slot: usize| {
+            steps.set(steps.get() + 1);
+            slot.checked_sub(1)
+        };
+        assert!(circular(count, up).iter().all(|round| !round));
+        assert_eq!(steps.replace(0), count);
+        let down = |slot: usize| {
+            steps.set(steps.get() + 1);
+            Some((slot + 1) % count)
+        };
+        assert!(circular(count, down).iter().all(|round| *round));
+        assert_eq!(steps.get(), count);
     }
 }

@@ -108,11 +108,10 @@ impl Space {
         side: usize,
         rewrite: bool,
     ) -> Result<(), Damage> {
-        let first = pair * CATALOGUE_ENTRIES;
-        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
+        let listed = self.geometry.listed(pair);
         let max = (self.geometry.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
-        extent::read_entries(block, &mut self.entries[first..end], max)?;
-        for i in first..end {
+        extent::read_entries(block, &mut self.entries[listed.clone()], max)?;
+        for i in listed {
             let lawful = self.entries[i].bitmap != 0 || self.entries[i].free == max;
             self.avail[i] = if lawful { self.entries[i].free } else { 0 };
             self.sealed[i] = !lawful;
@@ -124,9 +123,7 @@ impl Space {
 
     /// A catalogue pair was lost: its extents are left alone for good.
     pub fn seal_catalogue(&mut self, pair: usize) {
-        let first = pair * CATALOGUE_ENTRIES;
-        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
-        (first..end).for_each(|extent| self.seal(extent));
+        self.geometry.listed(pair).for_each(|extent| self.seal(extent));
     }
 
     /// Gives nothing out of the extent any more, nor takes anything back.
@@ -149,6 +146,14 @@ impl Space {
         words[0] = (1 << EXTENT_HEAD_BLOCKS) - 1;
         self.install(extent, words, 1);
         true
+    }
+
+    /// True if one of the copies, of which one may not have been read, is the bitmap that counts.
+    pub fn knows(&self, extent: usize, copies: [&Block; 2], store: Uuid, shard: u16) -> bool {
+        let address = self.geometry.extent_start(extent as u64);
+        let generation = self.entries[extent].bitmap;
+        extent::read_bitmap(copies, store, shard, address, extent as u64, generation, &mut [])
+            .is_ok()
     }
 
     /// Takes over the two bitmap copies of an extent as read from disk.
@@ -419,9 +424,10 @@ impl Space {
     /// since the catalogue block is written as a whole.
     fn distrust(&mut self, extent: usize) {
         let pair = extent / CATALOGUE_ENTRIES;
-        let first = pair * CATALOGUE_ENTRIES;
-        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
-        for i in (first..end).filter(|&i| self.sealed[i]) {
+        for i in self.geometry.listed(pair) {
+            if !self.sealed[i] {
+                continue;
+            }
             self.entries[i] = Entry { kind: ExtentType::Data, free: 0, bitmap: extent::UNTRUSTED };
         }
         self.catalogue[pair].1 = true;
@@ -469,9 +475,7 @@ impl Space {
         let side = 1 - self.catalogue[pair].0;
         self.catalogue[pair] = (side, false);
         let address = self.geometry.catalogue + 2 * pair as u64 + side as u64;
-        let first = pair * CATALOGUE_ENTRIES;
-        let end = (first + CATALOGUE_ENTRIES).min(self.entries.len());
-        let entries = &self.entries[first..end];
+        let entries = &self.entries[self.geometry.listed(pair)];
         extent::write_catalogue(block, store, shard, address, pair as u64, generation, entries);
         address
     }
@@ -591,5 +595,40 @@ mod tests {
         let copies = if first < second { [&a, &b] } else { [&b, &a] };
         again.load(extent, copies, store, 0).unwrap();
         assert!(again.claim(pba) && !again.claim(pba + 1));
+    }
+
+    #[test]
+    fn a_sealed_extent_gives_nothing_out_and_is_not_believed_again() {
+        let mut space = space();
+        let Grant::Run(pba, 3) = space.allocate(Use::Data, 3) else { panic!("no run") };
+        let extent = space.geometry.extent_of(pba).unwrap() as usize;
+        space.seal(extent);
+        assert_eq!((space.free, space.avail[extent]), (7 * 254, 0));
+        space.seal(extent);
+        assert_eq!(space.free, 7 * 254, "once is enough");
+        space.release(pba, 3);
+        assert_eq!(space.free, 7 * 254, "nothing comes back to it");
+        assert!(space.entries.iter().all(|e| e.bitmap != extent::UNTRUSTED));
+        let before = space.entries[(extent + 1) % 8].free;
+        space.mark(pba, false).unwrap();
+        assert_eq!(space.entries[extent].bitmap, extent::UNTRUSTED);
+        assert_eq!(space.dirty_catalogue(), Some(0));
+        let others = (0..8).filter(|&i| i != extent);
+        assert!(others.clone().all(|i| space.entries[i].bitmap != extent::UNTRUSTED));
+        assert_eq!(space.entries[(extent + 1) % 8].free, before);
+        while let Grant::Run(pba, _) = space.allocate(Use::Data, 7) {
+            assert_ne!(space.geometry.extent_of(pba), Some(extent as u64));
+        }
+        assert_eq!(space.free, 0);
+    }
+
+    #[test]
+    fn extents_whose_bitmaps_are_in_memory_are_counted() {
+        let mut space = space();
+        assert_eq!(space.unloaded, 8);
+        let Grant::Run(pba, _) = space.allocate(Use::Data, 1) else { panic!("no run") };
+        assert_eq!(space.unloaded, 7);
+        let extent = space.geometry.extent_of(pba).unwrap() as usize;
+        assert!(space.loaded(extent) && !space.loaded((extent + 4) % 8));
     }
 }

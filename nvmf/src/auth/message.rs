@@ -28,8 +28,8 @@ const CHALLENGE: u8 = 1;
 const REPLY: u8 = 2;
 const SUCCESS1: u8 = 3;
 const SUCCESS2: u8 = 4;
-const FAILURE1: u8 = 0xf0;
-const FAILURE2: u8 = 0xf1;
+const FAILURE2: u8 = 0xf0;
+const FAILURE1: u8 = 0xf1;
 /// The only authentication protocol there is.
 const PROTOCOL_DHCHAP: u8 = 1;
 const DESCRIPTOR_BYTES: usize = 64;

@@ -95,6 +95,14 @@ impl Authentication {
         });
     }
 
+    /// Bytes of the message that an Authentication Receive is due for; `None` if none is.
+    pub fn due(&self) -> Option<usize> {
+        match &self.state {
+            State::Say(bytes, _) => Some(bytes.len()),
+            _ => None,
+        }
+    }
+
     /// The message for an Authentication Receive; `None` if none is due.
     pub fn receive(&mut self) -> Option<Vec<u8>> {
         match std::mem::replace(&mut self.state, State::Failed) {

@@ -51,6 +51,25 @@ fn talk(
     (said, target.stage())
 }
 
+/// Both ends here share the code, so what the other end's authors read is written down as bytes.
+#[test]
+fn failures_have_the_identifiers_that_other_hosts_know() {
+    let key = AuthKey::generate(HashId::Sha256, &mut random());
+    let fresh = || Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
+    let mut target = fresh();
+    target.send(&[9; 64], &mut random());
+    let failure1 = target.receive().expect("a refusal");
+    assert_eq!(failure1, [0, 0xf1, 0, 0, 0, 0, 1, 7], "AUTH_Failure1: incorrect message");
+    assert_eq!(target.stage(), Stage::Failed);
+    let mut target = fresh();
+    let host = HostSide::new(HOST, SUBSYSTEM, key.clone(), None, 3);
+    target.send(&host.negotiate(&HashId::ALL, &[Group::Null]), &mut random());
+    target.receive().expect("a challenge");
+    // AUTH_Failure2 ends it, and is not answered.
+    target.send(&[0, 0xf0, 0, 0, 3, 0, 1, 1], &mut random());
+    assert_eq!((target.stage(), target.receive()), (Stage::Failed, None));
+}
+
 #[test]
 fn primes_are_those_of_rfc_7919() {
     let hex = |prime: &BoxedUint| {

@@ -43,7 +43,11 @@ impl Service {
             return fail(command, Status::ABORTED_SQ_DELETION);
         };
         controller.heard_ns = now_ns;
-        let trusted = controller.trusted;
+        if let Some(forgotten) = controller.events.take_request(command.cid) {
+            let slot = forgotten.slot;
+            self.actions.push_back(super::Action::Forget { controller: key, slot });
+        }
+        let trusted = self.own(key).trusted;
         let answer = match command.fctype() {
             Some(_) if command.fuse != Fuse::None => fail(command, Status::INVALID_FIELD.dnr()),
             Some(fctype) => self.fabrics(key, command, fctype, trusted, now_ns),
@@ -73,7 +77,10 @@ impl Service {
             _ if authentication.contains(&command.fctype()) => {
                 self.authenticate(key, qid, command, data_len, data, now_ns)
             }
-            // Properties, Connect and Disconnect have no business on an I/O queue here.
+            _ if command.fctype() == Some(fabrics::DISCONNECT) => {
+                self.disconnect_queue(key, qid, queue.trusted, command)
+            }
+            // Properties and Connect have no business on an I/O queue here.
             fabrics::OPCODE => fail(command, Status::INVALID_OPCODE.dnr()),
             _ if !queue.trusted => fail(command, Status::AUTHENTICATION_REQUIRED.dnr()),
             nvm::RESERVATION_REGISTER
@@ -84,6 +91,26 @@ impl Service {
         };
         self.note(key, qid, command, &answer);
         answer
+    }
+
+    /// Disconnect (Base 2.1, 6.4): the queue's number is free at once. Whoever has the connection
+    /// answers when all earlier commands are done, takes no later ones, and closes it.
+    fn disconnect_queue(
+        &mut self,
+        key: ControllerKey,
+        qid: u16,
+        trusted: bool,
+        command: &Command,
+    ) -> Answer {
+        if !trusted {
+            return fail(command, Status::AUTHENTICATION_REQUIRED.dnr());
+        }
+        // Record format 0 is the only one.
+        if command.cdw10 & 0xffff != 0 {
+            return fail(command, Status::CONNECT_INCOMPATIBLE_FORMAT.dnr());
+        }
+        self.queue_closed(key, qid);
+        reply(command, Status::SUCCESS, 0, Vec::new())
     }
 
     /// Failures go to the error log.

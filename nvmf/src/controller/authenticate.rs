@@ -129,10 +129,11 @@ impl Service {
         let now_ns = controller.heard_ns;
         let authentication = controller.authentications.get_mut(&qid);
         let authentication = authentication.ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let mut message = authentication.receive().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        if command.cdw11 > data_len || message.len() > room as usize {
+        let due = authentication.due().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        if command.cdw11 > data_len || due > room as usize {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
         }
+        let mut message = authentication.receive().expect("a message is due");
         message.resize(room as usize, 0);
         self.judge(key, qid, now_ns);
         Ok(message)

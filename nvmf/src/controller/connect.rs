@@ -4,7 +4,7 @@ use super::admin::completion;
 use super::events::Events;
 use super::features::{Features, round_kato};
 use super::one::{Controller, Queue};
-use super::{Connected, ControllerKey, Origin, Service};
+use super::{Connected, ControllerKey, Limits, Origin, Service};
 use crate::reservation::HostId;
 use crate::subsystem::{Nqn, Subsystem, SubsystemId};
 use crate::wire::{Command, Completion, Status};
@@ -15,6 +15,8 @@ pub const CONNECT_DATA_BYTES: usize = 1024;
 const CNTLID_DYNAMIC: u16 = 0xffff;
 /// CNTLID that asks for any free controller (static model).
 const CNTLID_ANY: u16 = 0xfffe;
+/// Queue head of a Connect's completion that says that flow control is off.
+const NO_FLOW_CONTROL: u16 = 0xffff;
 /// AUTHREQ in the response: the queue must authenticate (ATR).
 const AUTHENTICATION_REQUIRED: u32 = 1 << 17;
 
@@ -58,19 +60,22 @@ struct Connect {
 }
 
 impl Connect {
-    fn decode(command: &Command, data: &[u8], entries_max: u16) -> Result<Connect, Refused> {
+    fn decode(command: &Command, data: &[u8], limits: &Limits) -> Result<Connect, Refused> {
         if command.cdw10 & 0xffff != 0 {
             return Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr().into());
         }
         if data.len() < CONNECT_DATA_BYTES {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr().into());
         }
+        let qid = (command.cdw10 >> 16) as u16;
+        let entries_max =
+            if qid == 0 { limits.admin_entries_max } else { limits.queue_entries_max };
         let sqsize = command.cdw11 as u16;
         if sqsize == 0 || sqsize >= entries_max {
             return Err(bad_command(AT_SQSIZE));
         }
         Ok(Connect {
-            qid: (command.cdw10 >> 16) as u16,
+            qid,
             entries: sqsize + 1,
             flow_control: command.cdw11 & 1 << 18 == 0,
             kato_ms: command.cdw12,
@@ -103,7 +108,7 @@ impl Service {
         data: &[u8],
         now_ns: u64,
     ) -> Result<Connected, Refused> {
-        let connect = Connect::decode(command, data, self.limits.queue_entries_max)?;
+        let connect = Connect::decode(command, data, &self.limits)?;
         let (id, subsystem) =
             self.target.find(connect.subsystem.as_str()).ok_or(bad_data(AT_SUBNQN))?;
         let authenticate = admission(subsystem, origin, &connect)?;
@@ -120,7 +125,11 @@ impl Service {
             entries: connect.entries,
             flow_control: connect.flow_control,
             authenticate,
-            completion: completion(command.cid, Status::SUCCESS, result),
+            // A host that turned flow control off is told here that it is off.
+            completion: Completion {
+                sq_head: if connect.flow_control { 0 } else { NO_FLOW_CONTROL },
+                ..completion(command.cid, Status::SUCCESS, result)
+            },
         })
     }
 
@@ -161,6 +170,7 @@ impl Service {
             events: Events::new(discovery, subsystem.spec().ana_reporting),
             errors: Default::default(),
             error_count: 0,
+            busy_ns: 0,
         };
         self.controllers.insert(key, controller);
         Ok((key, cntlid))

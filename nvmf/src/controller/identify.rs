@@ -144,6 +144,8 @@ impl Service {
         page.u32(1792, (64 + self.limits.in_capsule_bytes) / 16);
         page.u32(1796, 1);
         page.u8(1803, 1);
+        // OFCS: Disconnect.
+        page.u16(1804, 1);
         page.done()
     }
 

@@ -128,7 +128,10 @@ impl Service {
             FEATURE_EFFECTS => Ok(feature_effects_page()),
             // There are no commands of the management interface.
             MANAGEMENT_COMMANDS => Ok(Page::new(4096).done()),
-            DISCOVERY => Ok(log_discovery::page(&self.target, controller)),
+            DISCOVERY => {
+                let entries = self.limits.admin_entries_max;
+                Ok(log_discovery::page(&self.target, controller, entries))
+            }
             RESERVATION => Ok(self.reservation_page(key)),
             _ => Err(Status::INVALID_LOG_PAGE.dnr()),
         }
@@ -182,7 +185,10 @@ impl Service {
         page.u128(48, u128::from(usage.bytes_written.div_ceil(DATA_UNIT_BYTES)));
         page.u128(64, u128::from(usage.reads));
         page.u128(80, u128::from(usage.writes));
+        // Whole minutes.
+        page.u128(96, u128::from(controller.busy_ns / (60 * super::one::SECOND_NS)));
         page.u128(128, u128::from(controller.heard_ns.saturating_sub(self.started_ns) / HOUR_NS));
+        page.u128(160, u128::from(usage.media_errors));
         page.u128(176, u128::from(controller.error_count));
         page.done()
     }

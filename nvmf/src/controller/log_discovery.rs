@@ -24,8 +24,6 @@ const SECURE_NOT_REQUIRED: u8 = 2;
 const FLOW_CONTROL_OPTIONAL: u8 = 1 << 2;
 /// TSAS.SECTYPE: TLS 1.3.
 const TLS_1_3: u8 = 2;
-/// ASQSZ: entries of an admin queue at most.
-const ADMIN_ENTRIES_MAX: u16 = 128;
 
 /// One entry, before it is written.
 struct Entry<'a> {
@@ -38,7 +36,7 @@ struct Entry<'a> {
 }
 
 /// The page as this controller's host may see it.
-pub(super) fn page(target: &Target, controller: &Controller) -> Vec<u8> {
+pub(super) fn page(target: &Target, controller: &Controller, admin_entries_max: u16) -> Vec<u8> {
     let mut entries = Vec::new();
     for (_, subsystem) in target.subsystems().filter(|(_, s)| s.allows(&controller.host)) {
         let subtype = if subsystem.is_discovery() { CURRENT } else { NVM };
@@ -68,7 +66,10 @@ pub(super) fn page(target: &Target, controller: &Controller) -> Vec<u8> {
     page.u64(0, target.discovery_generation());
     page.u64(8, entries.len() as u64);
     for (at, entry) in entries.iter().enumerate() {
-        write(&mut page, HEADER_BYTES + ENTRY_BYTES * at, entry);
+        let start = HEADER_BYTES + ENTRY_BYTES * at;
+        write(&mut page, start, entry);
+        // ASQSZ.
+        page.u16(start + 8, admin_entries_max);
     }
     page.done()
 }
@@ -87,7 +88,6 @@ fn write(page: &mut Page, at: usize, entry: &Entry<'_>) {
     page.u16(at + 4, entry.port.0);
     // CNTLID: dynamic.
     page.u16(at + 6, 0xffff);
-    page.u16(at + 8, ADMIN_ENTRIES_MAX);
     page.text(at + 32, 32, &entry.trsvcid.to_string());
     page.put(at + 256, entry.nqn.as_str().as_bytes());
     page.text(at + 512, 256, &entry.traddr.to_string());

@@ -49,8 +49,10 @@ pub struct Limits {
     pub data_bytes_max: u32,
     /// Most bytes of data inside a command capsule, a multiple of 16 (IOCCSZ).
     pub in_capsule_bytes: u32,
-    /// Most entries of a queue (CAP.MQES, MAXCMD).
+    /// Most entries of an I/O queue (CAP.MQES, MAXCMD).
     pub queue_entries_max: u16,
+    /// Most entries of an admin queue (ASQSZ of the discovery log).
+    pub admin_entries_max: u16,
     /// Most I/O queues of a controller.
     pub io_queues_max: u16,
     /// Most controllers of all subsystems together.
@@ -63,9 +65,21 @@ impl Default for Limits {
             data_bytes_max: 128 << 10,
             in_capsule_bytes: 8 << 10,
             queue_entries_max: 1024,
+            admin_entries_max: 1024,
             io_queues_max: 128,
             controllers_max: 4096,
         }
+    }
+}
+
+impl Limits {
+    /// # Panics
+    /// A value makes no sense.
+    fn check(&self) {
+        assert!(self.data_bytes_max.is_power_of_two() && self.data_bytes_max >= 4096);
+        assert!(self.in_capsule_bytes.is_multiple_of(16));
+        assert!(self.io_queues_max >= 1 && self.controllers_max >= 1);
+        assert!(self.queue_entries_max >= 2 && self.admin_entries_max >= 32);
     }
 }
 
@@ -142,6 +156,13 @@ pub enum Action {
         /// Its answer.
         reply: Reply,
     },
+    /// The host has given a held command's identifier to another command: it gets no answer.
+    Forget {
+        /// Whose admin queue.
+        controller: ControllerKey,
+        /// Which command.
+        slot: SlotId,
+    },
     /// The controller's [`Service::table`] has changed: give it to its I/O queues.
     Publish {
         /// Whose.
@@ -174,7 +195,8 @@ pub enum Action {
     },
 }
 
-/// What was moved on behalf of a subsystem, for the SMART log.
+/// What was moved on behalf of a subsystem, for the SMART log: Read and Compare, and Write (NVM 1.1,
+/// 4.1.4.2), each when it has succeeded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
     /// Bytes read by hosts.
@@ -185,4 +207,6 @@ pub struct Usage {
     pub reads: u64,
     /// Write commands.
     pub writes: u64,
+    /// Commands that failed since data could not be read or written, or was damaged.
+    pub media_errors: u64,
 }

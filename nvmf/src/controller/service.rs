@@ -30,8 +30,7 @@ pub struct Service {
 impl Service {
     /// No controllers yet.
     pub fn new(target: Target, limits: Limits, now_ns: u64) -> Service {
-        assert!(limits.data_bytes_max.is_power_of_two() && limits.data_bytes_max >= 4096);
-        assert!(limits.io_queues_max >= 1 && limits.queue_entries_max >= 2);
+        limits.check();
         Service {
             target,
             limits,
@@ -44,6 +43,21 @@ impl Service {
             random: None,
             tables: 0,
         }
+    }
+
+    /// What controllers offer.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Offers something else from now on.
+    ///
+    /// # Panics
+    /// There are controllers: their hosts go by what they were told.
+    pub fn set_limits(&mut self, limits: Limits) {
+        assert!(self.controllers.is_empty(), "limits change while no host is there");
+        limits.check();
+        self.limits = limits;
     }
 
     /// What is exported.
@@ -92,6 +106,13 @@ impl Service {
     /// Tells what was moved for a subsystem since the daemon started, for the SMART log.
     pub fn set_usage(&mut self, subsystem: SubsystemId, usage: Usage) {
         self.usage.insert(subsystem, usage);
+    }
+
+    /// Commands were outstanding on its I/O queues for so long, for the SMART log.
+    pub fn was_busy(&mut self, key: ControllerKey, ns: u64) {
+        if let Some(controller) = self.controllers.get_mut(&key) {
+            controller.busy_ns += ns;
+        }
     }
 
     /// I/O was seen on a queue of the controller: it counts as keep-alive (CTRATT.TBKAS).

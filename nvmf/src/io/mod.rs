@@ -156,6 +156,8 @@ enum Stage {
 struct Slot<B> {
     stage: Stage,
     command: Command,
+    /// Disk and block size behind the command's namespace when it began.
+    shown: Option<(DeviceKey, u8)>,
     scratch: Option<B>,
 }
 
@@ -352,5 +354,5 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
 }
 
 fn empty<B>() -> Slot<B> {
-    Slot { stage: Stage::Idle, command: Command::default(), scratch: None }
+    Slot { stage: Stage::Idle, command: Command::default(), shown: None, scratch: None }
 }

@@ -6,7 +6,7 @@ use super::fields::{self, Intent, Range};
 use super::status::{Way, from_engine};
 use super::{ATOMIC_BYTES, Ended, GateUse, IoQueue, Memory, Next, Stage, Step, Work, WorkOp};
 use crate::SlotId;
-use crate::subsystem::{NsEntry, NsTable};
+use crate::subsystem::{DeviceKey, NsEntry, NsTable};
 use crate::wire::opcode::nvm;
 use crate::wire::{Command, Status};
 
@@ -51,7 +51,9 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
             nvm::COPY => self.begin_copy(slot, &command, data, table)?,
             _ => return Err(Status::INVALID_OPCODE.dnr().into()),
         };
-        self.slot(slot).stage = stage;
+        let entry = self.slot(slot);
+        entry.stage = stage;
+        entry.shown = shown(table, command.nsid);
         Ok(work)
     }
 
@@ -192,6 +194,11 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
             _ => Way::Write,
         };
         let result = from_engine(status, way);
+        let goes_on = !matches!(stage, Stage::Plain { .. } | Stage::Compare { .. });
+        if goes_on && self.slot(slot).shown != shown(table, command.nsid) {
+            // Removed, and another disk has its number: that one is not meant.
+            return Err(Status::INVALID_NAMESPACE_OR_FORMAT.dnr().into());
+        }
         let (stage, work) = match stage {
             Stage::Plain { data_len } => {
                 result?;
@@ -359,6 +366,11 @@ impl<B: AsRef<[u8]>> IoQueue<B> {
         let work = Work { op, memory, gate, fua: fields::durable(&write, table), ..work };
         Ok((Stage::PairWrite { second }, work))
     }
+}
+
+/// What is behind a namespace: disk and block size. None for all namespaces at once.
+fn shown(table: &NsTable, nsid: u32) -> Option<(DeviceKey, u8)> {
+    table.get(nsid).map(|ns| (ns.device, ns.block_shift))
 }
 
 /// A flush of a whole namespace.

@@ -11,10 +11,12 @@
 //! restart, I/O queues see only [`Access`] in their table of namespaces.
 
 mod image;
+mod kept;
 #[cfg(test)]
 mod model;
 
 pub use image::{IMAGE_BYTES_MAX, ImageFault};
+pub use kept::Kept;
 
 /// Most hosts registered with one namespace.
 pub const REGISTRANTS_MAX: usize = 64;

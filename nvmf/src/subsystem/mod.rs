@@ -220,7 +220,7 @@ impl Target {
         let id = self.changeable(nqn, "has no namespaces")?;
         self.own(id).set_namespace_group(nsid, group)?;
         self.note(Change::Namespace(id, nsid));
-        let ports: Vec<PortId> = self.own(id).listeners().iter().map(|l| l.port).collect();
+        let ports = self.own(id).log_changed();
         ports.into_iter().for_each(|port| self.note(Change::Ana(id, port)));
         Ok(())
     }

@@ -346,6 +346,12 @@ impl Subsystem {
         self.listeners.retain(|l| l.port != port);
     }
 
+    /// The ANA log of every listener has changed; which those are.
+    pub(super) fn log_changed(&mut self) -> Vec<PortId> {
+        self.listeners.iter_mut().for_each(|listener| listener.changes += 1);
+        self.listeners.iter().map(|listener| listener.port).collect()
+    }
+
     pub(super) fn set_ana_state(
         &mut self,
         port: PortId,

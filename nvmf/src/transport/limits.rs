@@ -27,6 +27,8 @@ pub struct Limits {
     pub header_digest: bool,
     /// Data digests, if the host wants them.
     pub data_digest: bool,
+    /// A read's last data stands for its completion where that may be (SUCCESS flag).
+    pub success_flag: bool,
     /// Bytes of the receive buffer, once the queue is connected.
     pub receive_bytes: usize,
     /// Bytes that are made ready to be sent at a time.
@@ -45,6 +47,7 @@ impl Default for Limits {
             cpda: 0,
             header_digest: true,
             data_digest: true,
+            success_flag: true,
             receive_bytes: 64 << 10,
             transmit_bytes: 1 << 20,
             buffers: ShareMax { small: 128, large: 32 },

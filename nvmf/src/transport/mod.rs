@@ -231,10 +231,18 @@ impl Connection {
         self.slots.get_mut(slot).buffer.as_mut()
     }
 
-    /// A buffer on this connection's account, to be attached; `None` if none can be had now.
+    /// A buffer on this connection's account, to be attached or given back; `None` if none can be
+    /// had now.
     pub fn take_buffer(&mut self, len: u32, pool: &mut Pool) -> Option<Buffer> {
         let share = self.share.as_mut().expect("the connection has joined the pool");
         pool.take_for(share, len as usize, Claim::Other)
+    }
+
+    /// Takes back a buffer of [`Connection::take_buffer`] that was not attached, before the command
+    /// that it was for is answered.
+    pub fn give_buffer(&mut self, buffer: Buffer, pool: &mut Pool) {
+        let share = self.share.as_mut().expect("a buffer's connection has a share");
+        pool.give_from(share, buffer);
     }
 
     /// Gives a command that runs a buffer for its answer. It goes back to the pool when the answer
@@ -267,6 +275,23 @@ impl Connection {
         if !self.is_over() {
             self.output.push_answer(slot);
         }
+    }
+
+    /// A command that runs may be answered late or never (an event request): its identifier is not
+    /// guarded any more. Some hosts forget such commands when they shut down, and use the
+    /// identifier for another.
+    pub fn park(&mut self, slot: SlotId) {
+        self.slots.disown_cid(slot);
+    }
+
+    /// Ends a command that runs without an answer, since its host has forgotten it.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn forget(&mut self, slot: SlotId, pool: &mut Pool) {
+        self.slots.answered(slot);
+        self.queue.head = (self.queue.head + 1) % self.queue.size;
+        self.end_slot(slot, pool);
     }
 
     /// The connection's bytes that can go now, in order, after what `out` has. It holds no more

@@ -486,7 +486,7 @@ impl Connection {
         {
             let entry = self.slots.get_mut(slot);
             let share = self.share.as_mut().expect("joined");
-            let claim = Claim::Other;
+            let claim = Claim::Transfer;
             let Some(buffer) = pool.take_for(share, entry.data_len as usize, claim) else { return };
             entry.buffer = Some(buffer);
             entry.stage = Stage::Transfer;

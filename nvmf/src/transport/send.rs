@@ -328,7 +328,8 @@ impl Connection {
         let Completion { dw0, dw1, status, .. } = entry.answer;
         let plain = (dw0, dw1, status) == (0, 0, Status::SUCCESS);
         // Without a capsule the host would not learn the queue's head.
-        let success = last && plain && !self.queue.flow_control;
+        let allowed = self.limits.success_flag && !self.queue.flow_control;
+        let success = last && plain && allowed;
         let flags = if last { FLAG_LAST } else { 0 } | if success { FLAG_SUCCESS } else { 0 };
         let ends = success.then_some(slot);
         let cid = entry.command.cid;

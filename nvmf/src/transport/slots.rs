@@ -243,18 +243,23 @@ impl Slots {
         self.running -= 1;
     }
 
+    /// The command's identifier may be used by another one from now on.
+    pub fn disown_cid(&mut self, id: SlotId) {
+        let slot = self.get_mut(id);
+        let (owned, cid) = (std::mem::take(&mut slot.owns_cid), slot.command.cid);
+        if owned && let Some(word) = self.cids.get_mut(usize::from(cid) / 64) {
+            *word &= !(1 << (cid % 64));
+        }
+    }
+
     /// The end of a command; its buffer, to be given back.
     pub fn end(&mut self, id: SlotId) -> Option<Buffer> {
         let slot = self.get_mut(id);
         assert!(slot.stage != Stage::Free && slot.stage != Stage::Running, "{slot:?}");
         slot.stage = Stage::Free;
         slot.generation = slot.generation.wrapping_add(1);
-        let (buffer, cid) = (slot.buffer.take(), slot.command.cid);
-        if slot.owns_cid
-            && let Some(word) = self.cids.get_mut(usize::from(cid) / 64)
-        {
-            *word &= !(1 << (cid % 64));
-        }
+        let buffer = slot.buffer.take();
+        self.disown_cid(id);
         self.free.push(id.0);
         buffer
     }

@@ -124,6 +124,22 @@ fn the_right_key_opens_the_queue() {
 }
 
 #[test]
+fn a_message_that_finds_no_room_can_be_asked_for_again() {
+    let mut rig = rig();
+    let admin = rig.connect(&ConnectWith::default()).expect("connects").controller;
+    let mut host = HostSide::new(HOST, SUBSYSTEM, key(1), None, 3);
+    send(&mut rig, (admin, 0), &host.negotiate(&HashId::ALL, &[Group::Null])).expect("sent");
+    let short = command(fabrics::AUTHENTICATION_RECEIVE, 16);
+    let refused = exchange(&mut rig, (admin, 0), &short, &[]);
+    assert_eq!(refused, Err(Status::DATA_SGL_LENGTH_INVALID.dnr()));
+    let challenge = receive(&mut rig, (admin, 0)).expect("the same message");
+    let reply = host.take(&challenge, &mut random()).expect("a challenge").expect("a reply");
+    send(&mut rig, (admin, 0), &reply).expect("sent");
+    receive(&mut rig, (admin, 0)).expect("success");
+    assert!(rig.service.is_trusted(admin, 0));
+}
+
+#[test]
 fn both_sides_can_prove_themselves() {
     let mut rig = rig();
     let admin = rig.connect(&ConnectWith::default()).expect("connects").controller;

@@ -23,6 +23,7 @@ fn admin_connect_makes_a_controller() {
     assert_eq!(connected.completion.dw0, 1, "the lowest free controller id");
     let second = rig.connect(&ConnectWith { cattr: 4, ..ConnectWith::default() }).expect("too");
     assert_eq!((second.completion.dw0, second.flow_control), (2, false));
+    assert_eq!(second.completion.sq_head, 0xffff, "the host is told that it is off");
 }
 
 #[test]

@@ -409,6 +409,36 @@ fn a_namespace_that_goes_meanwhile_ends_commands_of_several_steps() {
     assert_eq!(outcomes[0].1.status, Status::INVALID_NAMESPACE_OR_FORMAT.dnr());
 }
 
+/// Another disk with other blocks gets the number: commands that were meant for the first touch
+/// neither it nor more memory than they brought.
+#[test]
+fn a_namespace_replaced_meanwhile_is_not_the_one_that_was_meant() {
+    let (deallocate, ranges) = dsm(&[(8, 0), (8, 16)], 4);
+    let (copy, sources) = copy(&[(16, 0)], 1000);
+    let fua_read = Command { cdw12: 1 << 30, ..io(nvm::READ, 0, 1) };
+    for (command, data) in [
+        (fua_read, Vec::new()),
+        (io(nvm::VERIFY, 0, 1000), Vec::new()),
+        (deallocate, ranges),
+        (copy, sources),
+    ] {
+        for block_size in [512, 4096] {
+            let mut rig = Rig::new();
+            let key = rig.host();
+            let mut queue = Queue::new(rig.service.table(key));
+            let (_, step) = queue.start(&command, &data);
+            let Step::Submit(work) = step else { panic!("{step:?}") };
+            let spec = NamespaceSpec { nsid: Some(1), block_size, ..disk(2, DISK_BYTES) };
+            rig.edit(|t| t.remove_namespace(SUBSYSTEM, 1)).expect("removed");
+            rig.edit(|t| t.add_namespace(SUBSYSTEM, spec)).expect("added");
+            queue.table = rig.service.table(key);
+            assert_eq!(queue.run(work), Step::Wait, "{command:?}");
+            let status = queue.outcomes()[0].1.status;
+            assert_eq!(status, Status::INVALID_NAMESPACE_OR_FORMAT.dnr(), "{command:?}");
+        }
+    }
+}
+
 #[test]
 fn a_closed_connection_stops_commands_of_several_steps() {
     let mut queue = Queue::usual();

@@ -54,7 +54,8 @@ fn the_health_page_counts_what_was_moved() {
     let mut rig = Rig::new();
     let key = rig.host();
     let id = rig.service.controller(key).expect("there").subsystem;
-    let usage = Usage { bytes_read: 512_001, bytes_written: 0, reads: 7, writes: 8 };
+    let usage =
+        Usage { bytes_read: 512_001, bytes_written: 0, reads: 7, writes: 8, media_errors: 9 };
     rig.service.set_usage(id, usage);
     let data = rig.data(key, &log(2, 512, 0));
     assert_eq!([32, 48, 64, 80].map(|at| u64_at(&data, at)), [2, 0, 7, 8]);

@@ -7,7 +7,8 @@ use lamina_nvmf::subsystem::{
 use lamina_nvmf::wire::Status;
 
 use crate::rig::{
-    ConnectWith, DISCOVERY, DISK_BYTES, HOST, Rig, SUBSYSTEM, address, disk, identify, nqn,
+    ConnectWith, DISCOVERY, DISK_BYTES, HOST, Rig, SUBSYSTEM, address, disk, identify, log, nqn,
+    u64_at,
 };
 
 fn kind<T: std::fmt::Debug>(result: Result<T, lamina_bdev::Error>) -> ErrorKind {
@@ -173,6 +174,16 @@ fn ana_states_need_ana_reporting_and_a_group_there_is() {
         spec
     });
     assert_eq!(kind(set(&mut plain, 4420, None)), ErrorKind::Invalid);
+}
+
+#[test]
+fn the_ana_log_counts_a_namespace_that_changes_its_group() {
+    let mut rig = Rig::new();
+    let key = rig.host();
+    let count = |rig: &mut Rig| u64_at(&rig.data(key, &log(0x0c, 64, 0)), 0);
+    let before = count(&mut rig);
+    rig.edit(|t| t.set_namespace_group(SUBSYSTEM, 1, 7)).expect("moved");
+    assert_eq!(count(&mut rig), before + 1);
 }
 
 #[test]

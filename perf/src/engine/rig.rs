@@ -313,8 +313,20 @@ impl Rig {
     /// # Errors
     /// The engine refuses.
     pub fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.alone(Op::Discard, offset, len)
+    }
+
+    /// Flushes the chosen disk, with nothing else in flight.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn flush(&mut self) -> Result<()> {
+        self.alone(Op::Flush, 0, 0)
+    }
+
+    fn alone(&mut self, op: Op, offset: u64, len: u64) -> Result<()> {
         let (_, handle) = self.disk()?;
-        let request = Request { cookie: 0, handle, op: Op::Discard, offset, len, fua: false };
+        let request = Request { cookie: 0, handle, op, offset, len, fua: false };
         ensure!(self.engine.submit(&request, &[]), "the engine has no slot left");
         let mut done = Vec::new();
         while done.is_empty() {

@@ -27,7 +27,7 @@ pub struct Daemon {
     address: SocketAddr,
     cntlid: u16,
     _admin: Queue,
-    _client: Client,
+    client: Client,
     _process: Process,
     _folder: Folder,
 }
@@ -76,14 +76,8 @@ impl Daemon {
         call("nvmf_subsystem_add_listener", listener)?;
         let (mut admin, cntlid) = Queue::connect(address, 0, 0xffff)?;
         admin.enable()?;
-        let mut daemon = Daemon {
-            address,
-            cntlid,
-            _admin: admin,
-            _client: client,
-            _process: process,
-            _folder: folder,
-        };
+        let mut daemon =
+            Daemon { address, cntlid, _admin: admin, client, _process: process, _folder: folder };
         daemon.fill(options.size)?;
         Ok(daemon)
     }
@@ -101,6 +95,31 @@ impl Daemon {
             done.clear();
         }
         Ok(())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections that it has now.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn connections(&mut self) -> Result<u64> {
+        let stats = self.client.call_raw("nvmf_get_stats", &json!({}))?;
+        stats["connections"].as_u64().context("a number of connections")
+    }
+
+    /// A controller of another host: its admin queue and an I/O queue.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn other_host(&self) -> Result<(Queue, Queue)> {
+        let (mut admin, cntlid) = Queue::connect(self.address, 0, 0xffff)?;
+        admin.enable()?;
+        let (queue, _) = Queue::connect(self.address, 1, cntlid)?;
+        Ok((admin, queue))
     }
 
     /// I/O queues for a case.
@@ -186,8 +205,11 @@ impl Queue {
         }
     }
 
-    /// Sends and receives what can be without waiting.
-    fn step(&mut self) -> Result<()> {
+    /// Sends what can be sent without waiting, and reads nothing.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn send(&mut self) -> Result<()> {
         while !self.initiator.output().is_empty() {
             match self.socket.write(self.initiator.output()) {
                 Ok(sent) => self.initiator.sent(sent),
@@ -195,6 +217,12 @@ impl Queue {
                 Err(e) => return Err(e.into()),
             }
         }
+        Ok(())
+    }
+
+    /// Sends and receives what can be without waiting.
+    fn step(&mut self) -> Result<()> {
+        self.send()?;
         match self.socket.read(&mut self.buffer) {
             Ok(0) => bail!("the daemon has closed the connection"),
             Ok(bytes) => match self.initiator.receive(&self.buffer[..bytes]) {

@@ -84,6 +84,22 @@ impl Connection {
         Ok(())
     }
 
+    /// The same for a flush.
+    ///
+    /// # Errors
+    /// The ring is full.
+    pub fn flush(&mut self, slot: u32) -> Result<()> {
+        self.queue.flush(slot)?;
+        self.in_flight += 1;
+        self.submitted = true;
+        Ok(())
+    }
+
+    /// Requests that are not answered.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
     /// Kicks if need be and takes what is done.
     ///
     /// # Errors

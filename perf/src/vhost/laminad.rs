@@ -1,45 +1,25 @@
 //! laminad on a temporary folder with a store in RAM, told what to do over JSON-RPC.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lamina_rpc::Client;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Options;
-use super::folder::Folder;
-use super::process::Process;
 use super::rig::Peer;
 use crate::clock;
+use crate::daemon::{Daemon, Settings};
 use crate::store::Took;
 
 /// A running daemon.
 pub struct Laminad {
-    process: Process,
-    client: Client,
+    daemon: Daemon,
     /// Names of disks to take snapshots of, for the thread that asks.
     asks: Sender<String>,
     answers: Receiver<Result<Took>>,
-    folder: Folder,
-}
-
-/// The program to run: the one named, or the one beside this one.
-fn program(named: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = named {
-        return Ok(path.to_path_buf());
-    }
-    let beside = std::env::current_exe()?.with_file_name("laminad");
-    ensure!(
-        beside.exists(),
-        "there is no {}: build it with 'cargo build --release -p lamina-target', or name it with \
-         --daemon",
-        beside.display()
-    );
-    Ok(beside)
 }
 
 impl Laminad {
@@ -48,57 +28,29 @@ impl Laminad {
     /// # Errors
     /// It does not start, or refuses the store.
     pub fn start(options: &Options, bytes: u64) -> Result<Laminad> {
-        let folder = Folder::new(&std::env::temp_dir())?;
-        let (socket, program) = (folder.path("rpc"), program(options.daemon.as_deref())?);
-        let mut command = Command::new(&program);
-        command.arg("--rpc-socket").arg(&socket);
-        command.arg("--state-dir").arg(folder.path("state"));
-        command.arg("--export-dir").arg(folder.path("run"));
-        command.args(["--cores", &options.target_core.to_string(), "--log-level", "warn"]);
-        if options.busy_poll {
-            command.arg("--busy-poll");
-        }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        let child = child.with_context(|| format!("starting {}", program.display()))?;
-        let mut process = Process::new(child);
-        let stdout = process.child().stdout.take().context("no standard output")?;
-        let mut stdout = BufReader::new(stdout);
-        let mut line = String::new();
-        stdout.read_line(&mut line)?;
-        if line.trim_end() != "laminad: ready" {
-            // It closed its output, so it is ending.
-            let status = process.child().wait()?;
-            bail!("{} did not start ({status})", program.display());
-        }
-        // Nothing more is expected, but a full pipe would stop it.
-        std::thread::spawn(move || {
-            let _ = stdout.read_to_end(&mut Vec::new());
-        });
+        let settings = Settings {
+            program: options.daemon.clone(),
+            cores: options.target_core.to_string(),
+            busy_poll: options.busy_poll,
+            cache_bytes: None,
+        };
+        let mut daemon = Daemon::start(&settings)?;
         let (asks, waiting) = channel();
         let (answer, answers) = channel();
-        let pid = process.id();
-        let asking = Client::connect(&socket)?;
+        let (pid, asking) = (daemon.pid(), daemon.another_client()?);
         std::thread::spawn(move || ask_for_snapshots(asking, pid, &waiting, &answer));
-        let client = Client::connect_within(&socket, Duration::from_secs(600))?;
-        let mut daemon = Laminad { process, client, asks, answers, folder };
-        daemon.call(
-            "lamina_store_create",
-            &json!({"name": "perf", "path": format!("ram:{bytes}")}),
-        )?;
-        Ok(daemon)
+        let store = json!({"name": "perf", "path": format!("ram:{bytes}")});
+        daemon.call("lamina_store_create", &store)?;
+        Ok(Laminad { daemon, asks, answers })
     }
 
     /// Bytes that wait for a consistency point, and how many of those there were.
     fn progress(&mut self) -> Result<(u64, u64)> {
-        let info = self.call("lamina_store_info", &json!({}))?;
+        let info = self.daemon.call("lamina_store_info", &json!({}))?;
         let field = |name: &str| {
             info[0][name].as_u64().with_context(|| format!("no '{name}' in the store's info"))
         };
         Ok((field("pending")?, field("checkpoints")?))
-    }
-
-    fn call(&mut self, method: &str, params: &Value) -> Result<Value> {
-        self.client.call_raw(method, params).with_context(|| format!("{method} {params}"))
     }
 }
 
@@ -144,38 +96,39 @@ impl Peer for Laminad {
 
     fn create(&mut self, number: usize, bytes: u64) -> Result<PathBuf> {
         let name = disk_name(number);
-        let socket = self.folder.path(&name);
-        self.call("bdev_lvol_create", &json!({ "lvol_name": name, "size": bytes }))?;
+        let socket = self.daemon.path(&name);
+        self.daemon.call("bdev_lvol_create", &json!({ "lvol_name": name, "size": bytes }))?;
         let export = json!({ "ctrlr": socket.to_str().context("no text")?, "dev_name": name });
-        self.call("vhost_create_blk_controller", &export)?;
+        self.daemon.call("vhost_create_blk_controller", &export)?;
         Ok(socket)
     }
 
     fn delete(&mut self, number: usize) -> Result<()> {
         let name = disk_name(number);
-        let socket = self.folder.path(&name);
+        let socket = self.daemon.path(&name);
         let export = json!({ "ctrlr": socket.to_str().context("no text")? });
-        self.call("vhost_delete_controller", &export)?;
-        self.call("bdev_lvol_delete", &json!({ "name": name }))?;
+        self.daemon.call("vhost_delete_controller", &export)?;
+        self.daemon.call("bdev_lvol_delete", &json!({ "name": name }))?;
         Ok(())
     }
 
     fn delete_snapshots(&mut self, number: usize) -> Result<()> {
-        let list = self.call("lamina_snapshot_list", &json!({ "disk": disk_name(number) }))?;
+        let list =
+            self.daemon.call("lamina_snapshot_list", &json!({ "disk": disk_name(number) }))?;
         for snapshot in list.as_array().context("no list of snapshots")? {
-            self.call("bdev_lvol_delete", &json!({ "name": snapshot["uuid"] }))?;
+            self.daemon.call("bdev_lvol_delete", &json!({ "name": snapshot["uuid"] }))?;
         }
         Ok(())
     }
 
     fn pid(&self, _number: usize) -> u32 {
-        self.process.id()
+        self.daemon.pid()
     }
 
     fn settle(&mut self) -> Result<()> {
         let end = clock::wall_ns() + 300_000_000_000;
         loop {
-            self.call("lamina_checkpoint", &json!({}))?;
+            self.daemon.call("lamina_checkpoint", &json!({}))?;
             let before = self.progress()?;
             std::thread::sleep(Duration::from_millis(50));
             let after = self.progress()?;

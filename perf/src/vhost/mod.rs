@@ -6,12 +6,12 @@
 //!   a thread of its own ── JSON-RPC: snapshots ──────► control
 //! ```
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod folder;
 mod laminad;
 pub(crate) mod process;
-mod qsd;
-mod rig;
+pub(crate) mod qsd;
+pub(crate) mod rig;
 
 use std::path::PathBuf;
 
@@ -95,8 +95,8 @@ pub fn main(options: &Options) -> Result<bool> {
         PeerName::Lamina => vec![Box::new(Laminad::start(options, plan.store_bytes())?)],
         PeerName::Qsd => {
             vec![
-                Box::new(Qsd::new(options, Format::Raw)?),
-                Box::new(Qsd::new(options, Format::Qcow2)?),
+                Box::new(Qsd::in_ram(options, Format::Raw)?),
+                Box::new(Qsd::in_ram(options, Format::Qcow2)?),
             ]
         }
     };

@@ -27,23 +27,39 @@ pub struct Qsd {
     format: Format,
     core: usize,
     client_core: usize,
+    direct: bool,
     // They end before their folder goes.
     disks: Vec<Option<Process>>,
     folder: Folder,
 }
 
 impl Qsd {
-    /// Nothing runs yet.
+    /// Nothing runs yet. Images go into a folder below `parent`; `direct` passes the page cache by,
+    /// with Linux's own asynchronous I/O, where the file system can.
     ///
     /// # Errors
     /// No folder for the images.
-    pub fn new(options: &Options, format: Format) -> Result<Qsd> {
-        let memory = Path::new("/dev/shm");
-        let temporary = std::env::temp_dir();
-        let folder = Folder::new(if memory.is_dir() { memory } else { &temporary })?;
-        let program = options.daemon.clone().unwrap_or_else(|| "qemu-storage-daemon".into());
-        let (core, client_core) = (options.target_core, options.client_core);
-        Ok(Qsd { program, format, core, client_core, disks: Vec::new(), folder })
+    pub fn new(
+        program: Option<PathBuf>,
+        format: Format,
+        (core, client_core): (usize, usize),
+        parent: &Path,
+        direct: bool,
+    ) -> Result<Qsd> {
+        let folder = Folder::new(parent)?;
+        let program = program.unwrap_or_else(|| "qemu-storage-daemon".into());
+        Ok(Qsd { program, format, core, client_core, direct, disks: Vec::new(), folder })
+    }
+
+    /// Images in RAM, as the command's options say.
+    ///
+    /// # Errors
+    /// No folder for the images.
+    pub fn in_ram(options: &Options, format: Format) -> Result<Qsd> {
+        let (memory, temporary) = (Path::new("/dev/shm"), std::env::temp_dir());
+        let parent = if memory.is_dir() { memory } else { &temporary };
+        let cores = (options.target_core, options.client_core);
+        Qsd::new(options.daemon.clone(), format, cores, parent, false)
     }
 
     fn image(&self, number: usize, bytes: u64) -> Result<(PathBuf, &'static str)> {
@@ -78,7 +94,11 @@ impl Peer for Qsd {
         let socket = self.folder.path(&format!("disk{number}.sock"));
         let (file, path) = (image.display(), socket.display());
         let mut command = Command::new(&self.program);
-        command.arg("--blockdev").arg(format!("driver=file,node-name=file,filename={file}"));
+        let mut below = format!("driver=file,node-name=file,filename={file}");
+        if self.direct {
+            below += ",cache.direct=on,aio=native";
+        }
+        command.arg("--blockdev").arg(below);
         command.arg("--blockdev").arg(format!("driver={driver},node-name=disk,file=file"));
         command.arg("--export").arg(format!(
             "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path={path}"

@@ -76,6 +76,11 @@ impl Rig {
         Ok(Rig { connections: Vec::new(), chosen: 0, buffers, peer })
     }
 
+    /// Process that serves the chosen disk.
+    pub fn pid(&self) -> u32 {
+        self.peer.pid(self.chosen)
+    }
+
     fn connection(&mut self) -> Result<&mut Connection> {
         self.connections[self.chosen].as_mut().context("that disk is deleted")
     }

@@ -7,15 +7,51 @@
 use super::nvmf_types::*;
 use crate::schema::method;
 
-method! { relaxed
-    /// Makes a transport. TCP is there from the start, so this answers that it exists already,
-    /// which clients expect and pass over.
+method! {
+    /// Makes the TCP transport, with limits of one's own: before hosts connect, and once; they are
+    /// kept. Without it there is one with the defaults.
     NvmfCreateTransport = "nvmf_create_transport" -> bool;
     required {
         /// Only TCP.
         trtype: String,
     }
-    optional {}
+    optional {
+        /// Accepted.
+        tgt_name: String,
+        /// Most commands of an I/O queue, 2 to 1024 (the default).
+        max_queue_depth: u32,
+        /// Most I/O queues of a controller, 1 to 1024; 128.
+        max_io_qpairs_per_ctrlr: u32,
+        /// Bytes of data in the capsule of an I/O command, a multiple of 16 to 8192 (the default).
+        in_capsule_data_size: u32,
+        /// Most bytes of a command: a power of two, 8192 to 131072 (the default).
+        max_io_size: u32,
+        /// Most bytes of data in one PDU to a host: a multiple of 512, 4096 to max_io_size (the
+        /// default).
+        io_unit_size: u32,
+        /// Most commands of an admin queue, 32 to 1024 (the default).
+        max_aq_depth: u32,
+        /// True (the default): a read's last data stands for its completion where that may be.
+        c2h_success: bool,
+        /// Connections that may wait to be accepted at a listener made later, 1 to 65535; 1024.
+        acceptor_backlog: u32,
+        /// Only false.
+        dif_insert_or_strip: bool,
+        /// Only false.
+        zcopy: bool,
+        /// Only 0.
+        sock_priority: u32,
+        /// Accepted; buffers are made when they are needed.
+        num_shared_buffers: u32,
+        /// Accepted; each reactor has buffers of its own.
+        buf_cache_size: u32,
+        /// Accepted; there is nothing to be set aside for the messages of a connection.
+        control_msg_num: u32,
+        /// Accepted; listeners are not polled.
+        acceptor_poll_rate: u32,
+        /// Accepted; Abort is answered at once.
+        abort_timeout_sec: u32,
+    }
 }
 
 method! {

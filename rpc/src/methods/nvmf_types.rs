@@ -52,7 +52,7 @@ pub struct NvmfNewNamespace {
     /// True: writes are refused; always so for a snapshot. Lamina's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
-    /// SPDK's file for reservations; reservations are kept with the daemon's state here.
+    /// SPDK's file for reservations; they are kept in the store, with the disk, here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ptpl_file: Option<String>,
 }
@@ -76,6 +76,10 @@ pub struct NvmfTransport {
     pub max_aq_depth: u32,
     /// True: a read's last data stands for its completion where that may be.
     pub c2h_success: bool,
+    /// Connections that may wait to be accepted at a listener.
+    pub acceptor_backlog: u32,
+    /// Always 0.
+    pub sock_priority: u32,
     /// Always false.
     pub dif_insert_or_strip: bool,
     /// Always false.

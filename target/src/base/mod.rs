@@ -15,6 +15,7 @@
 
 pub mod file;
 pub mod flushes;
+pub mod null;
 pub mod probe;
 pub mod ram;
 pub mod uring;
@@ -24,6 +25,7 @@ use std::os::fd::RawFd;
 use lamina_bdev::{BaseError, BaseIo, BaseOp, BaseTraits, Seg, Tag};
 
 pub use file::BaseFile;
+pub use null::NullBase;
 pub use ram::{RamBase, RamDevice};
 pub use uring::UringBase;
 
@@ -38,11 +40,14 @@ pub struct Operation {
     pub offset: u64,
     /// Bytes; 0 for a flush.
     pub len: u32,
+    /// See [`BaseIo::guest`].
+    pub guest: bool,
 }
 
 impl From<&BaseIo> for Operation {
     fn from(io: &BaseIo) -> Operation {
-        Operation { tag: io.tag, op: io.op, offset: io.offset, len: io.len }
+        let BaseIo { tag, op, offset, len, guest, .. } = *io;
+        Operation { tag, op, offset, len, guest }
     }
 }
 
@@ -71,19 +76,53 @@ impl Region {
     /// Offset on the device of an operation inside this region.
     ///
     /// Panics if the operation leaves the region: the engine never asks for that.
-    fn device_offset(&self, io: &Operation) -> u64 {
+    pub fn device_offset(&self, io: &Operation) -> u64 {
         let end = io.offset.checked_add(u64::from(io.len)).expect("base range overflows");
         assert!(end <= self.len, "base range {}+{} leaves the region", io.offset, io.len);
         self.offset + io.offset
     }
 }
 
-/// One shard's base device. A closed set: a call, not a virtual call, on the data path.
+/// A base that another host provides (see `lamina-spdk`). It keeps the contract above; unlike the
+/// others it may go from one thread to another, between [`HostBase::release`] and
+/// [`HostBase::adopt`], with nothing in flight.
+pub trait HostBase: Send {
+    /// The calling thread drives it from now on.
+    ///
+    /// # Errors
+    /// What the host says if it cannot.
+    fn adopt(&mut self) -> std::io::Result<()>;
+    /// Gives back what belongs to the calling thread. With nothing in flight.
+    fn release(&mut self);
+    /// While set there is no room, so that what is in flight comes to an end.
+    fn pause(&mut self, paused: bool);
+    /// See [`Base::traits`].
+    fn traits(&self) -> BaseTraits;
+    /// See [`Base::size`].
+    fn size(&self) -> u64;
+    /// See [`Base::has_room`].
+    fn has_room(&self) -> bool;
+    /// See [`Base::submit`]; always answered by [`HostBase::poll`].
+    fn submit(&mut self, io: &Operation, segs: &[Seg]);
+    /// See [`Base::enter`].
+    fn enter(&mut self) -> bool;
+    /// See [`Base::poll`].
+    fn poll(&mut self) -> Option<(Tag, BaseResult)>;
+    /// See [`Base::in_flight`].
+    fn in_flight(&self) -> usize;
+}
+
+/// One shard's base device. A closed set: a call, not a virtual call, on the data path of the
+/// daemon.
 pub enum Base {
     /// Memory of this process.
     Ram(RamBase),
+    /// Memory for the metadata, and nothing for data.
+    Null(NullBase),
     /// A file or block device through `io_uring`.
     Uring(Box<UringBase>),
+    /// A device of another host.
+    Host(Box<dyn HostBase>),
 }
 
 impl Base {
@@ -93,8 +132,9 @@ impl Base {
     /// What the kernel says if the ring cannot be enabled.
     pub fn adopt(&mut self) -> std::io::Result<()> {
         match self {
-            Base::Ram(_) => Ok(()),
+            Base::Ram(_) | Base::Null(_) => Ok(()),
             Base::Uring(base) => base.adopt(),
+            Base::Host(base) => base.adopt(),
         }
     }
 
@@ -102,7 +142,9 @@ impl Base {
     pub fn traits(&self) -> BaseTraits {
         match self {
             Base::Ram(base) => base.traits(),
+            Base::Null(base) => base.traits(),
             Base::Uring(base) => base.traits(),
+            Base::Host(base) => base.traits(),
         }
     }
 
@@ -110,15 +152,18 @@ impl Base {
     pub fn size(&self) -> u64 {
         match self {
             Base::Ram(base) => base.size(),
+            Base::Null(base) => base.size(),
             Base::Uring(base) => base.size(),
+            Base::Host(base) => base.size(),
         }
     }
 
     /// True if one more operation may be submitted.
     pub fn has_room(&self) -> bool {
         match self {
-            Base::Ram(_) => true,
+            Base::Ram(_) | Base::Null(_) => true,
             Base::Uring(base) => base.has_room(),
+            Base::Host(base) => base.has_room(),
         }
     }
 
@@ -126,7 +171,12 @@ impl Base {
     pub fn submit(&mut self, io: &Operation, segs: &[Seg]) -> Submitted {
         match self {
             Base::Ram(base) => Submitted::Done(base.run(io, segs)),
+            Base::Null(base) => Submitted::Done(base.run(io, segs)),
             Base::Uring(base) => {
+                base.submit(io, segs);
+                Submitted::Queued
+            }
+            Base::Host(base) => {
                 base.submit(io, segs);
                 Submitted::Queued
             }
@@ -137,24 +187,31 @@ impl Base {
     /// none if there is nothing to do. True if it did anything.
     pub fn enter(&mut self) -> bool {
         match self {
-            Base::Ram(_) => false,
+            Base::Ram(base) => {
+                base.settle();
+                false
+            }
+            Base::Null(_) => false,
             Base::Uring(base) => base.enter(),
+            Base::Host(base) => base.enter(),
         }
     }
 
     /// The next operation that is done.
     pub fn poll(&mut self) -> Option<(Tag, BaseResult)> {
         match self {
-            Base::Ram(_) => None,
+            Base::Ram(_) | Base::Null(_) => None,
             Base::Uring(base) => base.poll(),
+            Base::Host(base) => base.poll(),
         }
     }
 
     /// Operations submitted and not yet answered.
     pub fn in_flight(&self) -> usize {
         match self {
-            Base::Ram(_) => 0,
+            Base::Ram(_) | Base::Null(_) => 0,
             Base::Uring(base) => base.in_flight(),
+            Base::Host(base) => base.in_flight(),
         }
     }
 
@@ -162,7 +219,7 @@ impl Base {
     /// [`Base::woken`].
     pub fn wake_fd(&self) -> Option<RawFd> {
         match self {
-            Base::Ram(_) => None,
+            Base::Ram(_) | Base::Null(_) | Base::Host(_) => None,
             Base::Uring(base) => Some(base.wake_fd()),
         }
     }
@@ -170,7 +227,8 @@ impl Base {
     /// Turns completion signals on. False if something is done already: do not sleep.
     pub fn prepare_sleep(&mut self) -> bool {
         match self {
-            Base::Ram(_) => true,
+            // Another host has its own sleep.
+            Base::Ram(_) | Base::Null(_) | Base::Host(_) => true,
             Base::Uring(base) => base.prepare_sleep(),
         }
     }
@@ -178,7 +236,7 @@ impl Base {
     /// Turns completion signals off again.
     pub fn woken(&mut self) {
         match self {
-            Base::Ram(_) => {}
+            Base::Ram(_) | Base::Null(_) | Base::Host(_) => {}
             Base::Uring(base) => base.woken(),
         }
     }

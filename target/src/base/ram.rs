@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lamina_bdev::{BaseOp, BaseTraits, Error, ErrorKind, Seg};
 
 use super::{BaseResult, Operation, Region};
+use crate::mem::far::{self, Stream};
 use crate::mem::hugepage::{Mapping, Pages};
 
 /// A piece of memory that shards share, each keeping to its region.
@@ -30,7 +31,7 @@ impl RamDevice {
                 ),
             )
         };
-        if let Some(available) = available_bytes()
+        if let Some(available) = available_bytes(true)
             && size > available
         {
             return Err(full(format!("{available} bytes are available")));
@@ -38,6 +39,17 @@ impl RamDevice {
         let len = usize::try_from(size).map_err(|e| full(e.to_string()))?;
         let memory = Mapping::new(len).map_err(|e| full(e.to_string()))?;
         memory.populate().map_err(|e| full(e.to_string()))?;
+        Ok(RamDevice { memory, size })
+    }
+
+    /// `size` bytes of which only those that are written take up memory.
+    ///
+    /// # Errors
+    /// `NoSpace`: the address space is not that large.
+    pub fn sparse(size: u64) -> Result<RamDevice, Error> {
+        let full = |why: String| Error::new(ErrorKind::NoSpace, why);
+        let len = usize::try_from(size).map_err(|e| full(e.to_string()))?;
+        let memory = Mapping::sparse(len).map_err(|e| full(e.to_string()))?;
         Ok(RamDevice { memory, size })
     }
 
@@ -82,13 +94,16 @@ impl RamDevice {
 pub struct RamBase {
     device: Arc<RamDevice>,
     region: Region,
+    stream: Stream,
+    /// Something was streamed since [`RamBase::settle`].
+    unsettled: bool,
 }
 
 impl RamBase {
     /// Panics if the region is not inside the device.
     pub fn new(device: Arc<RamDevice>, region: Region) -> RamBase {
         assert!(region.offset.checked_add(region.len).is_some_and(|end| end <= device.size()));
-        RamBase { device, region }
+        RamBase { device, region, stream: Stream::detect(), unsettled: false }
     }
 
     /// Nothing is volatile here that a restart would keep; copies happen on one thread.
@@ -111,6 +126,7 @@ impl RamBase {
         }
         let total: usize = segs.iter().map(|seg| seg.len).sum();
         assert_eq!(total, io.len as usize, "segments do not add up");
+        self.unsettled |= io.op == BaseOp::Write;
         for seg in segs {
             let ours = self.device.address(offset, seg.len);
             let theirs = std::ptr::with_exposed_provenance_mut::<u8>(seg.addr);
@@ -120,7 +136,7 @@ impl RamBase {
             unsafe {
                 match io.op {
                     BaseOp::Read => std::ptr::copy_nonoverlapping(ours, theirs, seg.len),
-                    BaseOp::Write => std::ptr::copy_nonoverlapping(theirs, ours, seg.len),
+                    BaseOp::Write => self.stream.copy(theirs, ours, seg.len),
                     BaseOp::Flush => unreachable!("answered above"),
                 }
             }
@@ -128,16 +144,32 @@ impl RamBase {
         }
         Ok(())
     }
+
+    /// Where the bytes of an operation begin, to be asked for ahead of it.
+    ///
+    /// Panics if it leaves the region.
+    pub fn address(&self, io: &Operation) -> usize {
+        let offset = self.region.device_offset(io);
+        self.device.address(offset, io.len as usize).addr()
+    }
+
+    /// From here on other threads see what was written. Once a turn.
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.unsettled) {
+            far::settle();
+        }
+    }
 }
 
-/// What the kernel believes can still be used without swapping, bytes.
-fn available_bytes() -> Option<u64> {
+/// What the kernel believes can still be used without swapping, bytes; `huge`: free reserved
+/// hugepages too. `None` if it does not say.
+pub(crate) fn available_bytes(huge: bool) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let field = |name: &str| -> Option<u64> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    let huge = field("HugePages_Free:")? * field("Hugepagesize:")?;
+    let huge = if huge { field("HugePages_Free:")? * field("Hugepagesize:")? } else { 0 };
     Some((field("MemAvailable:")? + huge) << 10)
 }
 
@@ -148,7 +180,7 @@ mod tests {
 
     fn io(op: BaseOp, offset: u64, segs: &[Seg]) -> Operation {
         let len = segs.iter().map(|seg| seg.len as u32).sum();
-        Operation { tag: Tag(1), op, offset, len }
+        Operation { tag: Tag(1), op, offset, len, guest: true }
     }
 
     fn seg(bytes: &mut [u8]) -> Seg {

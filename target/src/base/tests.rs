@@ -52,7 +52,7 @@ fn ram_read(from: Seg, out: &mut [u8]) {
 
 fn io(op: BaseOp, offset: u64, segs: &[Seg]) -> Operation {
     let len = segs.iter().map(|seg| seg.len as u32).sum();
-    Operation { tag: Tag(offset + 1), op, offset, len }
+    Operation { tag: Tag(offset + 1), op, offset, len, guest: true }
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {

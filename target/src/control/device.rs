@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lamina_bdev::{Error, ErrorKind};
 
-use crate::base::{Base, BaseFile, RamBase, RamDevice, Region, UringBase};
+use crate::base::{Base, BaseFile, HostBase, NullBase, RamBase, RamDevice, Region, UringBase};
 use crate::config::parse_size;
 use crate::log;
 
@@ -14,13 +14,45 @@ use crate::log;
 const HEAD_BYTES: usize = 64 << 10;
 const BLOCK: u64 = lamina_bdev::BLOCK_SIZE as u64;
 
+/// A device of another host. Every call blocks, on a control thread.
+pub trait HostDevice: Send + Sync {
+    /// Its name, by which it is opened again.
+    fn name(&self) -> String;
+    /// Bytes.
+    fn size(&self) -> u64;
+    /// Reads whole blocks.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), Error>;
+    /// Writes whole blocks.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error>;
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn sync(&self) -> Result<(), Error>;
+    /// The base of one shard.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn base(&self, region: Region) -> Result<Box<dyn HostBase>, Error>;
+}
+
 /// A device that can hold a store.
 #[derive(Clone)]
 pub enum Device {
     /// Memory of the daemon; gone with it.
     Ram(Arc<RamDevice>),
+    /// The same for metadata; data goes nowhere.
+    Null(Arc<RamDevice>),
     /// A file or block device.
     File(Arc<BaseFile>),
+    /// A device of another host.
+    Host(Arc<dyn HostDevice>),
 }
 
 impl Device {
@@ -29,7 +61,7 @@ impl Device {
     /// # Errors
     /// See [`BaseFile::open`]; `Invalid` for RAM, which has nothing to open.
     pub fn open(path: &str) -> Result<Device, Error> {
-        if path.starts_with("ram:") {
+        if ends_with_the_daemon(path) {
             let why = format!("{path}: a store in RAM ends with the daemon; create it again");
             return Err(Error::new(ErrorKind::Invalid, why));
         }
@@ -46,10 +78,14 @@ impl Device {
         force: bool,
     ) -> Result<(Device, bool), Error> {
         let invalid = |text: String| Error::new(ErrorKind::Invalid, text);
-        if let Some(text) = path.strip_prefix("ram:") {
+        let null = path.strip_prefix("null:");
+        if let Some(text) = path.strip_prefix("ram:").or(null) {
             let bytes = parse_size(text).map_err(|why| invalid(format!("{path}: {why}")))?;
             if size.is_some_and(|size| size != bytes) {
                 return Err(invalid(format!("{path} says its size; leave out the other one")));
+            }
+            if null.is_some() {
+                return Ok((Device::Null(Arc::new(RamDevice::sparse(bytes)?)), false));
             }
             let ram = RamDevice::new(bytes)?;
             log::info(format!("{path}: {}", ram.pages().describe()));
@@ -70,7 +106,8 @@ impl Device {
         }
         let mut file = BaseFile::open(Path::new(path))?;
         if !force {
-            refuse_if_used(&file)?;
+            let shown = file.path().display().to_string();
+            refuse_if_used(file.size(), &shown, |head| file.read_at(head, 0))?;
         }
         match size {
             Some(size) if size > file.size() => file.extend(size / BLOCK * BLOCK)?,
@@ -88,8 +125,9 @@ impl Device {
     /// Bytes, whole blocks.
     pub fn size(&self) -> u64 {
         let size = match self {
-            Device::Ram(ram) => ram.size(),
+            Device::Ram(ram) | Device::Null(ram) => ram.size(),
             Device::File(file) => file.size(),
+            Device::Host(device) => device.size(),
         };
         size / BLOCK * BLOCK
     }
@@ -97,8 +135,9 @@ impl Device {
     /// The path to open it by next time; `None` if there will be no next time.
     pub fn lasting_path(&self) -> Option<String> {
         match self {
-            Device::Ram(_) => None,
+            Device::Ram(_) | Device::Null(_) => None,
             Device::File(file) => file.path().to_str().map(str::to_string),
+            Device::Host(device) => Some(device.name()),
         }
     }
 
@@ -108,11 +147,12 @@ impl Device {
     /// `Io`.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), Error> {
         match self {
-            Device::Ram(ram) => {
+            Device::Ram(ram) | Device::Null(ram) => {
                 ram.read_at(out, offset);
                 Ok(())
             }
             Device::File(file) => file.read_at(out, offset),
+            Device::Host(device) => device.read_at(out, offset),
         }
     }
 
@@ -122,11 +162,12 @@ impl Device {
     /// `Io`, `NoSpace`.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         match self {
-            Device::Ram(ram) => {
+            Device::Ram(ram) | Device::Null(ram) => {
                 ram.write_at(bytes, offset);
                 Ok(())
             }
             Device::File(file) => file.write_at(bytes, offset),
+            Device::Host(device) => device.write_at(bytes, offset),
         }
     }
 
@@ -136,8 +177,9 @@ impl Device {
     /// `Io`.
     pub fn sync(&self) -> Result<(), Error> {
         match self {
-            Device::Ram(_) => Ok(()),
+            Device::Ram(_) | Device::Null(_) => Ok(()),
             Device::File(file) => file.sync(),
+            Device::Host(device) => device.sync(),
         }
     }
 
@@ -148,21 +190,35 @@ impl Device {
     pub fn base(&self, region: Region) -> Result<Base, Error> {
         Ok(match self {
             Device::Ram(ram) => Base::Ram(RamBase::new(ram.clone(), region)),
+            Device::Null(ram) => Base::Null(NullBase::new(ram.clone(), region)),
             Device::File(file) => Base::Uring(Box::new(UringBase::new(file.clone(), region)?)),
+            Device::Host(device) => Base::Host(device.base(region)?),
         })
     }
 }
 
-fn refuse_if_used(file: &BaseFile) -> Result<(), Error> {
-    let head = (HEAD_BYTES as u64).min(file.size() / BLOCK * BLOCK) as usize;
+/// True of the path of a store that is gone when the daemon is.
+pub fn ends_with_the_daemon(path: &str) -> bool {
+    path.starts_with("ram:") || path.starts_with("null:")
+}
+
+/// Looks at the head of a device of `size` bytes before it is overwritten.
+///
+/// # Errors
+/// `Exists`: it holds data. What `read` says.
+pub fn refuse_if_used(
+    size: u64,
+    path: &str,
+    read: impl FnOnce(&mut [u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let head = (HEAD_BYTES as u64).min(size / BLOCK * BLOCK) as usize;
     let mut bytes = vec![0; head];
-    file.read_at(&mut bytes, 0)?;
+    read(&mut bytes)?;
     if bytes.iter().all(|&byte| byte == 0) {
         return Ok(());
     }
-    let path = file.path().display();
     let label = bytes.get(..lamina_bdev::LABEL_BYTES);
-    let what = match label.map(|first| lamina_bdev::read_label(first, file.size())) {
+    let what = match label.map(|first| lamina_bdev::read_label(first, size)) {
         Some(Ok(label)) => format!("{path} holds the store {} already", label.name),
         Some(Err(_)) | None => format!("{path} holds other data already"),
     };

@@ -6,7 +6,7 @@ use lamina_bdev::{Command, DiskInfo, Error, ErrorKind, Name, Reply, Uuid};
 
 use super::names::{self, Entity, Found};
 use super::stores::Store;
-use super::{Control, blob, name, now_seconds, random};
+use super::{Control, blob, name, now_seconds, random, snapshots};
 
 impl Control {
     /// What `text` names.
@@ -15,6 +15,17 @@ impl Control {
     /// `NotFound`, `Invalid` (several).
     pub(super) fn find(&self, text: &str) -> Result<Found, Error> {
         names::find(&self.open_stores(), text)
+    }
+
+    /// UUID of the disk that `text` names; `None` if that is a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` (several).
+    pub fn disk_uuid(&self, text: &str) -> Result<Option<Uuid>, Error> {
+        Ok(match self.find(text)?.entity {
+            Entity::Disk(disk) => Some(disk.uuid),
+            Entity::Snapshot(..) => None,
+        })
     }
 
     /// The disk that `text` names.
@@ -125,7 +136,12 @@ impl Control {
                 shard.command(Command::RenameDisk(disk.id, new))?;
             }
             Entity::Snapshot(_, snap) => {
-                shard.command(Command::LabelSnapshot(snap.snap, name(new)?))?;
+                if new.is_empty() {
+                    let why = format!("a new name for {} is missing", found.alias());
+                    return Err(Error::new(ErrorKind::Invalid, why));
+                }
+                let label = snapshots::label_of(new)?;
+                shard.command(Command::LabelSnapshot(snap.snap, label))?;
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::sockets::{make_folder, socket_error, socket_path};
 use super::stores::Store;
 use super::{Control, unpoisoned};
 use crate::log;
+use crate::nvmf::devices::NVMF_INDEX;
 use crate::reactor::handle::ShardHandle;
 use crate::vhost::{
     BlkExport, ExportConfig, ExportServer, ExportStatus, QUEUES_MAX, ServeConfig, serve,
@@ -149,17 +150,18 @@ impl Export {
     /// if it is down already.
     ///
     /// # Errors
-    /// `Io` if requests do not end.
+    /// `Io` if requests do not end; `Busy` while a shrink of the disk goes on. It can be tried again.
     pub(super) fn take_down(&self) -> Result<(), Error> {
         let mut place = unpoisoned(self.live.lock());
         let Some(live) = place.as_mut() else { return Ok(()) };
         live.server.stop();
-        // If this fails it can be tried again: until then its place is taken.
+        // Until it can be tried again its place is taken, and the disk attached.
         self.shard_handle().remove_export(self.index)?;
-        let handle = live.handle;
-        *place = None;
-        drop(place);
-        self.shard_handle().command(Command::Detach(handle)).map(|_| ())
+        let detached = self.shard_handle().command(Command::Detach(live.handle));
+        if !matches!(&detached, Err(error) if error.kind == ErrorKind::Busy) {
+            *place = None;
+        }
+        detached.map(|_| ())
     }
 }
 
@@ -367,7 +369,7 @@ impl Control {
                 Arc::ptr_eq(&export.store, store) && export.shard == shard && export.index == index
             })
         };
-        (0..u16::MAX).find(|&index| !taken(index)).ok_or_else(|| {
+        (0..NVMF_INDEX).find(|&index| !taken(index)).ok_or_else(|| {
             Error::new(ErrorKind::NoSpace, "the shard has as many exports as are possible")
         })
     }

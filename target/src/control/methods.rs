@@ -221,7 +221,7 @@ fn one_of(
 }
 
 /// The engine's error as the wire has it.
-pub(super) fn failure(error: Error) -> RpcError {
+pub fn failure(error: Error) -> RpcError {
     match error.kind {
         ErrorKind::NotFound => RpcError::not_found(error),
         ErrorKind::Exists => RpcError::exists(error),

@@ -18,17 +18,20 @@
 mod blob;
 mod changes;
 mod check;
-mod device;
+pub mod device;
 mod disks;
 mod exports;
+pub mod host;
 mod methods;
 mod names;
 mod nvmf;
 mod nvmf_book;
 mod nvmf_calls;
+mod nvmf_claims;
 mod nvmf_ids;
 mod nvmf_keys;
 mod nvmf_restore;
+mod nvmf_transport;
 mod nvmf_views;
 pub(crate) mod random;
 mod snapshots;
@@ -54,11 +57,13 @@ use crate::reactor::handle::{Message, ReactorHandle};
 use crate::reactor::shard::ShardKey;
 use crate::reactor::space_watch::Thresholds;
 use exports::Export;
+use host::{Embedded, Host};
 use nvmf::Nvmf;
 use state::{KnownStore, StateDir};
-use stores::{FailedStore, Store};
+use stores::FailedStore;
 
-pub use stores::CreateStore;
+pub use methods::failure;
+pub use stores::{CreateStore, Store};
 
 /// The daemon, without its RPC server.
 pub struct Control {
@@ -67,6 +72,7 @@ pub struct Control {
     thresholds: Thresholds,
     export_dir: PathBuf,
     state: StateDir,
+    host: Box<dyn Host>,
     reactors: Vec<Arc<ReactorHandle>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stores: RwLock<Stores>,
@@ -99,18 +105,44 @@ impl Control {
     /// # Errors
     /// `Busy`, `Invalid`, `Io`: the daemon cannot run like this.
     pub fn start(config: &Config, stop: SyncSender<String>) -> Result<Arc<Control>, Error> {
-        let engine = config.engine()?;
+        // Before any thread is there: a bad setting or a folder in use ends the daemon at once.
+        config.engine()?;
         let settings = config.reactors()?;
         let state = StateDir::open(&config.state_dir)?;
-        let export_dir = std::path::absolute(&config.export_dir).map_err(|e| {
-            Error::new(ErrorKind::Invalid, format!("{}: {e}", config.export_dir.display()))
-        })?;
         let (mut reactors, mut threads) = (Vec::new(), Vec::new());
         for (index, settings) in settings.into_iter().enumerate() {
             let (reactor, thread) = crate::reactor::start(index, settings)?;
             reactors.push(reactor);
             threads.push(thread);
         }
+        let host = Box::new(Embedded { reactors: reactors.clone() });
+        Control::with(config, stop, state, host, (reactors, threads))
+    }
+
+    /// The same for another host, which drives the shards itself.
+    ///
+    /// # Errors
+    /// `Busy`, `Invalid`, `Io`: it cannot run like this.
+    pub fn start_on(
+        config: &Config,
+        stop: SyncSender<String>,
+        host: Box<dyn Host>,
+    ) -> Result<Arc<Control>, Error> {
+        let state = StateDir::open(&config.state_dir)?;
+        Control::with(config, stop, state, host, (Vec::new(), Vec::new()))
+    }
+
+    fn with(
+        config: &Config,
+        stop: SyncSender<String>,
+        state: StateDir,
+        host: Box<dyn Host>,
+        (reactors, threads): (Vec<Arc<ReactorHandle>>, Vec<JoinHandle<()>>),
+    ) -> Result<Arc<Control>, Error> {
+        let engine = config.engine()?;
+        let export_dir = std::path::absolute(&config.export_dir).map_err(|e| {
+            Error::new(ErrorKind::Invalid, format!("{}: {e}", config.export_dir.display()))
+        })?;
         streams::clear_sockets(state.dir());
         let nvmf = Nvmf::start(state.dir().to_path_buf(), reactors.clone())?;
         Ok(Arc::new_cyclic(|me| Control {
@@ -118,6 +150,7 @@ impl Control {
             thresholds: config.space_warnings,
             export_dir,
             state,
+            host,
             reactors,
             threads: Mutex::new(threads),
             stores: RwLock::default(),
@@ -222,7 +255,7 @@ impl Control {
     }
 
     /// The open stores now.
-    fn open_stores(&self) -> Vec<Arc<Store>> {
+    pub fn open_stores(&self) -> Vec<Arc<Store>> {
         unpoisoned(self.stores.read()).open.clone()
     }
 
@@ -253,7 +286,7 @@ fn unpoisoned<G>(result: Result<G, std::sync::PoisonError<G>>) -> G {
 }
 
 fn absolute(path: &str) -> String {
-    if path.starts_with("ram:") {
+    if device::ends_with_the_daemon(path) || path.starts_with(host::PATH_PREFIX) {
         return path.into();
     }
     let canonical = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));

@@ -11,23 +11,25 @@
 //! One device stands for a disk or snapshot however many namespaces show it. Whoever changes
 //! something here holds [`Control::change`].
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lamina_bdev::{
     Command, DiskId, Error, ErrorKind, Handle, Reply, SnapId, SnapRef, Target, Uuid,
 };
+use lamina_nvmf::reservation::Kept;
 use lamina_nvmf::subsystem::DeviceKey;
 
 use super::blob::Exported;
 use super::names::{Entity, Found};
 use super::nvmf_book::{Book, NamespaceRecord};
+use super::nvmf_claims::Saver;
 use super::stores::Store;
 use super::{Control, unpoisoned};
 use crate::log;
 use crate::nvmf::devices::Route;
-use crate::nvmf::message::{GroupMsg, Save, ServiceMsg};
+use crate::nvmf::message::GroupMsg;
 use crate::nvmf::service::ServiceHandle;
 use crate::reactor::handle::{Message, ReactorHandle};
 
@@ -58,6 +60,8 @@ pub(super) struct Device {
     handle: Handle,
     /// The namespaces that show it.
     pub(super) shown: Vec<Shown>,
+    /// It is being let go, and cannot be shown again: requests may still be in flight on it.
+    leaving: bool,
 }
 
 /// The NVMe side of the daemon.
@@ -66,7 +70,7 @@ pub(super) struct Nvmf {
     pub(super) book: Arc<Book>,
     thread: Mutex<Option<JoinHandle<()>>>,
     reactors: Vec<Arc<ReactorHandle>>,
-    pub(super) devices: Mutex<Vec<Device>>,
+    pub(super) devices: Arc<Mutex<Vec<Device>>>,
     /// Uses of each place among the reactors' devices so far; `true`: in use.
     places: Mutex<Vec<(u32, bool)>>,
 }
@@ -81,7 +85,8 @@ impl Nvmf {
         reactors: Vec<Arc<ReactorHandle>>,
     ) -> Result<Nvmf, Error> {
         let book = Arc::new(Book::open(dir)?);
-        let saver = Saver::start(book.clone())?;
+        let devices: Arc<Mutex<Vec<Device>>> = Arc::default();
+        let saver = Saver::start(devices.clone(), book.clone())?;
         let saved = saver.service.clone();
         let save = Box::new(move |save| saver.post(save));
         let (service, thread) = ServiceHandle::start(reactors.clone(), save)?;
@@ -91,7 +96,7 @@ impl Nvmf {
             book,
             thread: Mutex::new(Some(thread)),
             reactors,
-            devices: Mutex::default(),
+            devices,
             places: Mutex::default(),
         })
     }
@@ -114,6 +119,7 @@ impl Nvmf {
         let same = |device: &&Device| {
             Arc::ptr_eq(&device.store, &found.store)
                 && (device.shard, device.disk, device.dev) == (found.shard, disk, dev)
+                && !device.leaving
         };
         if let Some(device) = self.devices().iter().find(same) {
             return Ok(device.clone());
@@ -141,6 +147,7 @@ impl Nvmf {
             readonly,
             handle,
             shown: Vec::new(),
+            leaving: false,
         };
         let (key, reactor) = (device.key, shard.reactor().index());
         let route = Route { key, reactor, shard: shard.key(), handle };
@@ -160,6 +167,9 @@ impl Nvmf {
     pub(super) fn detach_if_unused(&self, key: DeviceKey) -> Result<(), Error> {
         let unused = |device: &&Device| device.key == key && device.shown.is_empty();
         let Some(device) = self.devices().iter().find(unused).cloned() else { return Ok(()) };
+        for known in self.devices().iter_mut().filter(|known| known.key == key) {
+            known.leaving = true;
+        }
         self.tell_all(|done| GroupMsg::RemoveDevice(key, done))?;
         self.service.run(move |core| core.forget_home(key))?;
         self.devices().retain(|device| device.key != key);
@@ -233,53 +243,6 @@ impl Nvmf {
             device.store.shards[device.shard].command(Command::Detach(device.handle))?;
         }
         Ok(())
-    }
-}
-
-/// Writes reservations down, on a thread of its own: the service thread does not wait for disks.
-struct Saver {
-    saves: std::sync::mpsc::Sender<Save>,
-    service: Arc<OnceLock<ServiceHandle>>,
-}
-
-impl Saver {
-    fn start(book: Arc<Book>) -> Result<Saver, Error> {
-        let (saves, queue) = std::sync::mpsc::channel::<Save>();
-        let service: Arc<OnceLock<ServiceHandle>> = Arc::default();
-        let told = service.clone();
-        let thread = std::thread::Builder::new().name("nvmf-saver".into());
-        let started = thread.spawn(move || {
-            for save in queue {
-                keep_reservations(&book, &save);
-                if let Some(service) = told.get() {
-                    let _ = service.post(ServiceMsg::Acknowledged(save.token));
-                }
-            }
-        });
-        started.map_err(|e| {
-            Error::new(ErrorKind::Io, format!("the NVMe service cannot start: {e}"))
-        })?;
-        Ok(Saver { saves, service })
-    }
-
-    fn post(&self, save: Save) {
-        // It ends only with the sender.
-        let _ = self.saves.send(save);
-    }
-}
-
-fn keep_reservations(book: &Book, save: &Save) {
-    let image = save.image.as_deref().map(super::nvmf_ids::to_hex);
-    let kept = book.change_one(&save.nqn, |one| {
-        if let Some(namespace) = one.namespaces.iter_mut().find(|n| n.nsid == save.nsid) {
-            namespace.reservations = image;
-        }
-    });
-    if let Err(error) = kept {
-        log::error(format!(
-            "reservations of namespace {} of {} are not kept over a restart: {error}",
-            save.nsid, save.nqn
-        ));
     }
 }
 
@@ -385,23 +348,21 @@ impl Control {
     fn restore_namespace(&self, nqn: &str, record: &NamespaceRecord) -> Result<(), Error> {
         let found = self.find(&record.device)?;
         let spec = super::nvmf_ids::spec_of(record)?;
-        let reservations = match &record.reservations {
-            Some(text) => Some(super::nvmf_ids::from_hex(text).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, "its reservations cannot be read")
-            })?),
-            None => None,
-        };
-        self.show(&found, nqn, spec, reservations).map(|_| ())
+        self.show(&found, nqn, spec).map(|_| ())
     }
 
-    /// Makes a disk a namespace. `spec` lacks only what the device says.
+    /// Makes a disk a namespace, with the reservations that are kept with it. `spec` lacks only what
+    /// the device says.
     pub(super) fn show(
         &self,
         found: &Found,
         nqn: &str,
         mut spec: lamina_nvmf::subsystem::NamespaceSpec,
-        reservations: Option<Vec<u8>>,
     ) -> Result<u32, Error> {
+        let alias = found.alias();
+        let claims = Kept::from_bytes(&found.entity.disk().claims).map_err(|fault| {
+            Error::new(ErrorKind::Corrupt, format!("reservations kept with {alias}: {fault}"))
+        })?;
         let device = self.nvmf.attach(found)?;
         spec.device = device.key;
         spec.name = device.uuid.to_string();
@@ -409,18 +370,21 @@ impl Control {
         spec.bytes = device.bytes;
         spec.readonly |= device.readonly;
         let (name, key) = (nqn.to_string(), device.key);
-        let added = self.nvmf.service.run(move |core| {
-            let nsid = core.edit(|target| target.add_namespace(&name, spec))?;
-            let restored = reservations.map_or(Ok(()), |image| {
-                core.edit(|target| target.restore_reservations(&name, nsid, &image))
-            });
+        // One edit, so that reactors hear of it once: without its reservations, hosts that were
+        // fenced off could write.
+        let add = move |target: &mut lamina_nvmf::subsystem::Target| {
+            let nsid = target.add_namespace(&name, spec)?;
+            let added = target.find(&name).and_then(|(_, one)| one.namespace(nsid));
+            let image = added.and_then(|namespace| claims.image(&name, namespace.uuid));
+            let restored =
+                image.map_or(Ok(()), |image| target.restore_reservations(&name, nsid, image));
             if let Err(error) = restored {
-                // Without them, hosts that were fenced off could write.
-                let _ = core.edit(|target| target.remove_namespace(&name, nsid));
+                let _ = target.remove_namespace(&name, nsid);
                 return Err(error);
             }
             Ok(nsid)
-        });
+        };
+        let added = self.nvmf.service.run(move |core| core.edit(add));
         match added.and_then(|added| added) {
             Ok(nsid) => {
                 for known in self.nvmf.devices().iter_mut().filter(|d| d.key == key) {

@@ -1,7 +1,8 @@
 //! What of the NVMe/TCP target is kept over a restart: a file in the state folder.
 //!
 //! ```text
-//!  <state-dir>/nvmf.json    {"version":1,"subsystems":[..],"referrals":[..],"keys":[..]}
+//!  <state-dir>/nvmf.json    {"version":1,"transport":{..},"subsystems":[..],"referrals":[..],
+//!                           "keys":[..]}
 //! ```
 //!
 //! Replaced whole by every change, like the list of stores. A namespace is kept by the UUIDs of its
@@ -24,6 +25,9 @@ const FILE: &str = "nvmf.json";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Records {
     version: u32,
+    /// The transport, if it was made and not taken as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) transport: Option<TransportRecord>,
     /// The subsystems; among them the discovery subsystem, for its hosts and listeners.
     pub(super) subsystems: Vec<SubsystemRecord>,
     /// Other discovery services.
@@ -32,6 +36,19 @@ pub(super) struct Records {
     /// Where keys are read from.
     #[serde(default)]
     pub(super) keys: Vec<KeyRecord>,
+}
+
+/// The transport's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TransportRecord {
+    pub(super) max_queue_depth: u16,
+    pub(super) max_aq_depth: u16,
+    pub(super) max_io_qpairs_per_ctrlr: u16,
+    pub(super) in_capsule_data_size: u32,
+    pub(super) max_io_size: u32,
+    pub(super) io_unit_size: u32,
+    pub(super) c2h_success: bool,
+    pub(super) acceptor_backlog: u16,
 }
 
 /// A subsystem.
@@ -93,9 +110,6 @@ pub(super) struct NamespaceRecord {
     pub(super) nguid: String,
     pub(super) eui64: String,
     pub(super) ana_group: u32,
-    /// Reservations that persist through power loss, in hexadecimal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) reservations: Option<String>,
 }
 
 /// A referral.
@@ -180,22 +194,6 @@ impl Book {
         }
         Ok(result)
     }
-
-    /// The same for one subsystem; nothing happens if it is not there.
-    ///
-    /// # Errors
-    /// As [`Book::change`].
-    pub(super) fn change_one(
-        &self,
-        nqn: &str,
-        edit: impl FnOnce(&mut SubsystemRecord),
-    ) -> Result<(), Error> {
-        self.change(|records| {
-            if let Some(one) = records.subsystem(nqn) {
-                edit(one);
-            }
-        })
-    }
 }
 
 #[cfg(test)]
@@ -210,11 +208,12 @@ mod tests {
         assert_eq!(book.read().subsystems, []);
         let one = SubsystemRecord { nqn: "nqn.2016-06.io.spdk:a".into(), ..Default::default() };
         book.change(|records| records.subsystems.push(one.clone())).unwrap();
-        book.change_one(&one.nqn, |one| {
-            one.namespaces.push(NamespaceRecord { nsid: 3, ..Default::default() });
+        book.change(|records| {
+            let namespace = NamespaceRecord { nsid: 3, ..Default::default() };
+            records.subsystem(&one.nqn).unwrap().namespaces.push(namespace);
+            assert!(records.subsystem("nqn.2016-06.io.spdk:b").is_none());
         })
         .unwrap();
-        book.change_one("nqn.2016-06.io.spdk:b", |_| panic!("not there")).unwrap();
         let again = Book::open(dir.path().into()).unwrap();
         assert_eq!(again.read(), book.read());
         let found: Vec<u32> = again.read().namespaces().map(|(_, ns)| ns.nsid).collect();

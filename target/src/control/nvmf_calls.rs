@@ -15,7 +15,7 @@ type Answer = Result<Value, RpcError>;
 
 /// Errors as SPDK's clients know them: what cannot be done with these parameters is "Invalid
 /// parameters", and why.
-fn refusal(error: Error) -> RpcError {
+pub(super) fn refusal(error: Error) -> RpcError {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::Exists | ErrorKind::Invalid => {
             RpcError::invalid_params(error)
@@ -39,14 +39,7 @@ impl Control {
     /// Methods about remote hosts.
     pub(super) fn nvmf_call(&self, call: Call) -> Answer {
         match call {
-            Call::NvmfCreateTransport(params) => {
-                if !params.trtype.eq_ignore_ascii_case("tcp") {
-                    let why = format!("transport {:?}: there is only TCP", params.trtype);
-                    return Err(RpcError::invalid_params(why));
-                }
-                let why = "Transport type 'TCP' already exists";
-                Err(RpcError::new(RpcError::INTERNAL_ERROR, why))
-            }
+            Call::NvmfCreateTransport(params) => self.create_transport(&params),
             Call::NvmfCreateSubsystem(params) => self.create_subsystem(params),
             Call::NvmfDeleteSubsystem(params) => self.delete_subsystem(&params.nqn),
             Call::NvmfSubsystemAddNs(params) => self.add_namespace(params),
@@ -186,8 +179,13 @@ impl Control {
         let _change = self.change().map_err(failure)?;
         let nqn = params.nqn;
         let name = nqn.clone();
-        let known = self.nvmf.service.run(move |core| expect(core.target(), &name));
-        known.map_err(failure)??;
+        let shown = self.nvmf.service.run(move |core| {
+            expect(core.target(), &name)?;
+            let found = core.target().find(&name).into_iter();
+            let shown = found.flat_map(|(_, one)| one.namespaces().map(|n| n.nsid));
+            Ok::<Vec<u32>, RpcError>(shown.collect())
+        });
+        let shown: Vec<u32> = shown.map_err(failure)??;
         let found = self.find(&params.namespace.bdev_name).map_err(failure)?;
         let disk = found.entity.disk();
         if self.is_importing(disk.uuid) {
@@ -205,9 +203,12 @@ impl Control {
                 return Err(RpcError::invalid_params(why));
             }
             Some(_) => {}
-            None => spec.nsid = (1..u32::MAX).find(|nsid| !kept.contains(nsid)),
+            None => {
+                let taken = |nsid: &u32| kept.contains(nsid) || shown.contains(nsid);
+                spec.nsid = (1..u32::MAX).find(|nsid| !taken(nsid));
+            }
         }
-        let nsid = self.show(&found, &nqn, spec, None).map_err(refusal)?;
+        let nsid = self.show(&found, &nqn, spec).map_err(refusal)?;
         let name = nqn.clone();
         let namespace = self.nvmf.service.run(move |core| {
             let (_, subsystem) = core.target().find(&name)?;

@@ -95,7 +95,6 @@ pub(super) fn record_of(
         nguid: to_hex(&namespace.nguid),
         eui64: to_hex(&namespace.eui64),
         ana_group: namespace.ana_group,
-        reservations: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The NVMe target as it was: subsystems before the stores are open, listeners after that.
 //!
 //! ```text
-//!  book ─► subsystems, hosts, referrals ─► (stores open, each with its namespaces) ─► listeners
+//!  book ─► transport, subsystems, hosts, referrals ─► (stores open, each with its namespaces) ─► listeners
 //! ```
 //!
 //! What cannot be restored is logged, and stays in the book.
@@ -26,6 +26,9 @@ impl Control {
     /// `Io`: the service does not answer.
     pub(super) fn restore_subsystems(&self) -> Result<(), Error> {
         let records = self.nvmf.book.read();
+        if let Some(record) = &records.transport {
+            complain("the transport as it was made", self.restore_transport(record));
+        }
         for record in &records.subsystems {
             let nqn = &record.nqn;
             complain(&format!("subsystem {nqn}"), self.restore_subsystem(record));

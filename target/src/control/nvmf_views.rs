@@ -26,7 +26,8 @@ impl Control {
                 if let Some(trtype) = params.trtype.filter(other) {
                     return Err(RpcError::not_found(format!("transport {trtype:?}: only TCP")));
                 }
-                rpc::NvmfGetTransports::reply(vec![transport()])
+                let settings = self.nvmf.service.run(|core| core.settings()).map_err(failure)?;
+                rpc::NvmfGetTransports::reply(vec![super::nvmf_transport::show(&settings)])
             }
             Call::NvmfGetSubsystems(params) => self.subsystems(params.nqn),
             Call::NvmfSubsystemGetListeners(params) => {
@@ -137,22 +138,6 @@ impl Control {
             handshaking: counts.handshaking as u32,
             connections: counts.all as u32,
         })
-    }
-}
-
-fn transport() -> rpc::NvmfTransport {
-    let limits = lamina_nvmf::controller::Limits::default();
-    rpc::NvmfTransport {
-        trtype: "TCP".into(),
-        max_queue_depth: limits.queue_entries_max.into(),
-        max_io_qpairs_per_ctrlr: limits.io_queues_max.into(),
-        in_capsule_data_size: limits.in_capsule_bytes,
-        max_io_size: limits.data_bytes_max,
-        io_unit_size: limits.data_bytes_max,
-        max_aq_depth: limits.queue_entries_max.into(),
-        c2h_success: true,
-        dif_insert_or_strip: false,
-        zcopy: false,
     }
 }
 

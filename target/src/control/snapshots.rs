@@ -38,7 +38,11 @@ impl Control {
     }
 }
 
-fn label_of(text: &str) -> Result<Name, Error> {
+/// Checks a label that a person gave; empty for none.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn label_of(text: &str) -> Result<Name, Error> {
     if text.starts_with(NOW_PREFIX) {
         let why = format!("labels that begin with {NOW_PREFIX} are the daemon's own");
         return Err(Error::new(ErrorKind::Invalid, why));

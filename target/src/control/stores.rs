@@ -6,10 +6,14 @@
 //!  close:  consistency point ─► off the reactors ─► lock gone
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex};
 
 use lamina_bdev::{
-    Command, Engine, Error, ErrorKind, FormatParams, LABEL_BYTES, Name, StoreLabel, Uuid,
+    BLOCK_SIZE, Command, Engine, Error, ErrorKind, FormatParams, LABEL_BYTES, Name, StoreLabel,
+    Uuid,
 };
 
 use super::check::CheckJob;
@@ -17,6 +21,7 @@ use super::device::Device;
 use super::state::KnownStore;
 use super::{Control, absolute, name, now_seconds, random};
 use crate::base::Region;
+use crate::base::ram::available_bytes;
 use crate::log;
 use crate::reactor::handle::ShardHandle;
 use crate::reactor::shard::Shard;
@@ -92,7 +97,7 @@ pub struct FailedStore {
 pub struct CreateStore {
     /// Its name.
     pub name: String,
-    /// A file, a block device, or ram:SIZE.
+    /// A file, a block device, ram:SIZE, or null:SIZE (keeps metadata and no data, to measure).
     pub path: String,
     /// Bytes, for a new file.
     pub size: Option<u64>,
@@ -113,7 +118,7 @@ impl Control {
         let _change = self.change()?;
         let name = name(&params.name)?;
         self.refuse_store_name(name)?;
-        let (device, new) = Device::for_new_store(&params.path, params.size, params.force)?;
+        let (device, new) = self.host.open_new(&params.path, params.size, params.force)?;
         let made = self.format(&device, name, params).and_then(|uuid| {
             self.adopt_store(device, &params.path)?;
             Ok(uuid)
@@ -138,6 +143,7 @@ impl Control {
             journal_bytes: params.journal_bytes,
             time: now_seconds(),
         })?;
+        self.refuse_without_memory(params.shards)?;
         let (last, first) = plan.split_last().expect("a format plan has writes");
         for write in first {
             device.write_at(&write.bytes, write.offset)?;
@@ -173,13 +179,14 @@ impl Control {
 
     /// As [`Control::open`], without touching the state file.
     pub(super) fn open_store(&self, path: &str) -> Result<Arc<Store>, Error> {
-        self.adopt_store(Device::open(path)?, path)
+        self.adopt_store(self.host.open(path)?, path)
     }
 
     /// Puts the shards of the store on `device` on reactors.
     fn adopt_store(&self, device: Device, path: &str) -> Result<Arc<Store>, Error> {
         let label = read_label(&device, path)?;
         self.refuse_store_name(label.name)?;
+        self.refuse_without_memory(label.shards)?;
         if let Some(open) = self.open_stores().iter().find(|open| open.uuid == label.uuid) {
             let why = format!(
                 "{path} is a copy of the open store {} on {}: only one of the two can be open",
@@ -238,13 +245,7 @@ impl Control {
         };
         let base = device.base(Region { offset, len: label.region_bytes })?;
         let engine = Box::new(Engine::open(self.engine, base.traits(), label, index));
-        let reactor = self
-            .reactors
-            .iter()
-            .min_by_key(|reactor| reactor.shards())
-            .expect("there is a reactor")
-            .clone();
-        let handle = ShardHandle::new(reactor, self.next_key());
+        let handle = ShardHandle::new(self.host.place_shard()?, self.next_key());
         let what = if label.shards == 1 {
             format!("store {}", label.name)
         } else {
@@ -266,6 +267,21 @@ impl Control {
             return Err(Error::new(ErrorKind::Exists, why));
         }
         Ok(())
+    }
+
+    /// Engines take their memory when they are made: with more than there is, the daemon would end,
+    /// and all disks with it.
+    fn refuse_without_memory(&self, shards: u32) -> Result<(), Error> {
+        let need = self.engine.memory_bytes().saturating_mul(u64::from(shards));
+        match available_bytes(false) {
+            Some(available) if need > available => {
+                let why = format!(
+                    "{shards} shards take {need} bytes of memory, and {available} are available: use fewer shards, or a smaller --cache-size"
+                );
+                Err(Error::new(ErrorKind::NoSpace, why))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Closes a store after a consistency point, and forgets it.
@@ -420,7 +436,17 @@ fn read_label(device: &Device, path: &str) -> Result<StoreLabel, Error> {
         return Err(Error::new(ErrorKind::Corrupt, why));
     }
     let mut first = vec![0; LABEL_BYTES];
-    device.read_at(&mut first, 0)?;
+    if let Err(error) = device.read_at(&mut first, 0) {
+        // One of the two copies is enough.
+        first.fill(0);
+        let mut read = 0;
+        for (offset, copy) in (0..).step_by(BLOCK_SIZE).zip(first.chunks_mut(BLOCK_SIZE)) {
+            read += usize::from(device.read_at(copy, offset).is_ok());
+        }
+        if read == 0 {
+            return Err(error);
+        }
+    }
     lamina_bdev::read_label(&first, device.size())
         .map_err(|error| Error::new(error.kind, format!("{path}: {error}")))
 }

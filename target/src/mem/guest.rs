@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use lamina_bdev::Seg;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::far;
 use super::sigbus::Watch;
 
 /// Most regions of one guest.
@@ -328,6 +329,14 @@ impl GuestMemory {
         })
     }
 
+    /// Asks for the line at `addr`, which is about to be written (if it is there at all).
+    #[inline]
+    pub fn soon_written(&self, hint: &mut usize, addr: u64) {
+        if let Some(region) = self.find(hint, addr) {
+            far::soon_written(region.host + (addr - region.spec.guest_addr) as usize);
+        }
+    }
+
     /// A piece of one region by its address in the front-end's process: how rings are found.
     /// `None` if it is in no region as a whole, or not aligned to `align`.
     pub fn span_by_user_addr(&self, user_addr: u64, len: usize, align: usize) -> Option<GuestSpan> {
@@ -442,6 +451,18 @@ impl GuestSpan {
     /// True if the file behind it was shrunk by the front-end.
     pub fn damaged(&self) -> bool {
         self.mapping.damaged()
+    }
+
+    /// Asks for the line at byte `offset`, which will be read soon.
+    #[inline]
+    pub fn soon_read(&self, offset: usize) {
+        far::soon_read(self.addr.wrapping_add(offset));
+    }
+
+    /// Asks for the line at byte `offset`, which will be written soon.
+    #[inline]
+    pub fn soon_written(&self, offset: usize) {
+        far::soon_written(self.addr.wrapping_add(offset));
     }
 
     fn at(&self, offset: usize, size: usize) -> usize {

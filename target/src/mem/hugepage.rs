@@ -64,6 +64,19 @@ impl Mapping {
         Ok(Mapping { addr, len, pages })
     }
 
+    /// Maps at least `len` bytes of zeros in plain pages, none of which is taken before it is
+    /// written.
+    ///
+    /// # Errors
+    /// What mmap(2) says; `InvalidInput` for 0 bytes.
+    pub fn sparse(len: usize) -> io::Result<Mapping> {
+        if len == 0 || len > isize::MAX as usize - HUGE_PAGE_BYTES {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let len = len.next_multiple_of(4096);
+        Ok(Mapping { addr: map(len, libc::MAP_NORESERVE)?, len, pages: Pages::Plain })
+    }
+
     /// Touches every page now, so that no later access has to wait for the kernel.
     ///
     /// # Errors

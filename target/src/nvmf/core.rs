@@ -13,9 +13,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use lamina_bdev::{Error, ErrorKind};
-use lamina_nvmf::controller::{ControllerKey, Limits, Service};
+use lamina_nvmf::controller::{ControllerKey, Service, Usage};
 use lamina_nvmf::pool::Pool;
-use lamina_nvmf::subsystem::{Address, DeviceKey, PortId, Target};
+use lamina_nvmf::subsystem::{Address, DeviceKey, PortId, SubsystemId, Target};
 
 use super::deliver::Deferred;
 use super::door::{Conn, Stage};
@@ -23,6 +23,8 @@ use super::keys::TlsKeys;
 use super::listener::Listener;
 use super::message::{ConnectionId, QueueShared, Save, ServiceMsg};
 use super::poller::Poller;
+use super::transport::Settings;
+use super::usage::{self, QueueUsage};
 use super::{Caps, pool_of_service};
 use crate::log;
 use crate::reactor::clock::now_ns;
@@ -61,6 +63,10 @@ pub struct Away {
     pub peer: SocketAddr,
     /// Our end.
     pub local: SocketAddr,
+    /// Its subsystem.
+    pub(super) subsystem: SubsystemId,
+    /// What it has moved.
+    pub(super) usage: Arc<QueueUsage>,
 }
 
 /// The connections of a controller.
@@ -99,6 +105,7 @@ pub struct Core {
     /// Controllers and target.
     pub service: Service,
     pub(super) caps: Caps,
+    pub(super) settings: Settings,
     pub(super) poller: Poller,
     pub(super) inbox: Arc<Mailbox<ServiceMsg>>,
     pub(super) reactors: Vec<Arc<ReactorHandle>>,
@@ -116,6 +123,9 @@ pub struct Core {
     addresses: HashMap<IpAddr, usize>,
     pub(super) tls_keys: TlsKeys,
     pub(super) deferred: Vec<Deferred>,
+    /// What queues have moved that are gone.
+    past_usage: BTreeMap<SubsystemId, Usage>,
+    last_tick_ns: u64,
     next_id: u64,
     pub(super) next_token: u64,
     pub(super) pool: Pool,
@@ -132,18 +142,20 @@ impl Core {
     /// No epoll set.
     pub fn new(
         caps: Caps,
-        limits: Limits,
+        settings: Settings,
         inbox: Arc<Mailbox<ServiceMsg>>,
         reactors: Vec<Arc<ReactorHandle>>,
         save: Box<dyn Fn(Save) + Send>,
     ) -> std::io::Result<Core> {
         let poller = Poller::new()?;
         poller.add_level(inbox.wake(), INBOX)?;
+        let limits = settings.controller_limits();
         let mut service = Service::new(Target::new(), limits, now_ns());
         service.set_random(Box::new(crate::control::random::fill));
         Ok(Core {
             service,
             caps,
+            settings,
             poller,
             inbox,
             reactors,
@@ -158,6 +170,8 @@ impl Core {
             addresses: HashMap::new(),
             tls_keys: TlsKeys::default(),
             deferred: Vec::new(),
+            past_usage: BTreeMap::new(),
+            last_tick_ns: now_ns(),
             next_id: 1,
             next_token: 1,
             pool: pool_of_service(),
@@ -173,6 +187,8 @@ impl Core {
         let result = self.service.edit(change);
         self.tls_keys.clear();
         self.act();
+        let target = self.service.target();
+        self.past_usage.retain(|id, _| target.get(*id).is_some());
         self.drop_unused_ports();
         result
     }
@@ -231,7 +247,7 @@ impl Core {
     ) -> Result<(), Error> {
         let mut listener = None;
         if self.target().find_port(address).is_none() {
-            match Listener::bind(address.socket()) {
+            match Listener::bind(address.socket(), self.settings.backlog) {
                 Ok(bound) => listener = Some(bound),
                 Err(e) if patient => {
                     log::error(format!("{address} cannot be listened on, trying again: {e}"));
@@ -290,9 +306,11 @@ impl Core {
             let Some(port) = self.ports.get_mut(&id) else { continue };
             let listener = match port.listener.take() {
                 Some(listener) => Ok(listener),
-                None => Listener::bind(port.address.socket()).inspect(|_| {
-                    log::info(format!("{} is listened on now", port.address));
-                }),
+                None => {
+                    Listener::bind(port.address.socket(), self.settings.backlog).inspect(|_| {
+                        log::info(format!("{} is listened on now", port.address));
+                    })
+                }
             };
             match listener {
                 Ok(listener) => self.listen(id, listener),
@@ -373,10 +391,58 @@ impl Core {
         for (key, association) in &self.associations {
             self.service.heard(*key, association.shared.heard_ns());
         }
+        self.count_busy(now);
         self.service.tick(now);
         self.act();
         self.active.append(&mut self.starved);
         self.retry_ports(now);
+    }
+
+    /// A controller is busy while commands are outstanding on its I/O queues: a sample a tick.
+    fn count_busy(&mut self, now: u64) {
+        let passed = now.saturating_sub(std::mem::replace(&mut self.last_tick_ns, now));
+        let busy: BTreeSet<ControllerKey> = self
+            .away
+            .values()
+            .filter(|away| away.usage.is_busy())
+            .map(|away| away.controller)
+            .collect();
+        busy.into_iter().for_each(|key| self.service.was_busy(key, passed));
+    }
+
+    /// Tells the controllers what was moved up to now, for their SMART logs.
+    pub(super) fn refresh_usage(&mut self) {
+        let mut sums = self.past_usage.clone();
+        for away in self.away.values() {
+            usage::add(sums.entry(away.subsystem).or_default(), &away.usage.usage());
+        }
+        sums.into_iter().for_each(|(subsystem, usage)| self.service.set_usage(subsystem, usage));
+    }
+
+    /// Keeps what a queue has moved that is gone now.
+    pub(super) fn keep_usage(&mut self, away: &Away) {
+        if self.target().get(away.subsystem).is_some() {
+            usage::add(self.past_usage.entry(away.subsystem).or_default(), &away.usage.usage());
+        }
+    }
+
+    /// How connections are served.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Serves connections otherwise from now on.
+    ///
+    /// # Errors
+    /// `Busy`: hosts are connected, who go by what they were told.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), Error> {
+        if self.service.controllers().next().is_some() {
+            let why = "hosts are connected: make the transport before the first listener";
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        self.service.set_limits(settings.controller_limits());
+        self.settings = settings;
+        Ok(())
     }
 
     /// True if time has to be looked at.

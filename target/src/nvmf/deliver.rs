@@ -1,4 +1,4 @@
-//! From the controllers' answers and actions to connections, reactors and the state folder.
+//! From the controllers' answers and actions to connections, reactors and disks' records.
 //!
 //! ```text
 //!  answer ─┬─ reply ─────────────────────────────► connection, or reactor
@@ -7,13 +7,16 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lamina_nvmf::SlotId;
 use lamina_nvmf::controller::{Action, Answer, ControllerKey, Reply};
+use lamina_nvmf::subsystem::SubsystemId;
 use lamina_nvmf::wire::Status;
+use lamina_nvmf::wire::opcode::fabrics;
 
 use super::core::Core;
-use super::door::Stage;
+use super::door::{Conn, Stage};
 use super::message::{ConnectionId, GroupMsg, Save, ServiceMsg};
 use crate::log;
 use crate::reactor::clock::now_ns;
@@ -28,7 +31,7 @@ pub(super) enum ReplyTo {
     Away(ConnectionId, SlotId),
 }
 
-/// A reply that waits until reactors and the state folder have followed.
+/// A reply that waits until reactors and the disks' records have followed.
 pub(super) struct Deferred {
     tokens: BTreeSet<u64>,
     to: ReplyTo,
@@ -46,12 +49,14 @@ impl Core {
                 let (key, qid, now) = (away.controller, away.qid, now_ns());
                 let answer = self.service.queue_command(key, qid, &command, data_len, &data, now);
                 self.answer(ReplyTo::Away(id, slot), answer);
-                if !self.service.is_trusted(key, qid) {
+                let leaves = command.fctype() == Some(fabrics::DISCONNECT);
+                if !leaves && !self.service.is_trusted(key, qid) {
                     // It tried to authenticate anew and failed: no I/O from here on.
                     self.close(id);
                 }
             }
-            ServiceMsg::Acknowledged(token) => self.acknowledged(token),
+            ServiceMsg::Acknowledged(token) => self.acknowledged(token, true),
+            ServiceMsg::Saved(token, kept) => self.acknowledged(token, kept),
             ServiceMsg::Stop => self.stopping = true,
         }
     }
@@ -70,14 +75,26 @@ impl Core {
                     false => self.deferred.push(Deferred { tokens, to, reply }),
                 }
             }
-            Answer::Hold => self.act(),
+            Answer::Hold => {
+                if let ReplyTo::Here(id, slot) = to
+                    && let Some(link) = self.conns.get_mut(&id).and_then(Conn::link)
+                {
+                    link.connection.park(slot);
+                }
+                self.act();
+            }
         }
     }
 
-    fn acknowledged(&mut self, token: u64) {
+    /// Something that replies wait for is over. A reservation that is not durable is not
+    /// acknowledged: the host has to ask what there is, or try again.
+    fn acknowledged(&mut self, token: u64, well: bool) {
         let mut at = 0;
         while at < self.deferred.len() {
-            self.deferred[at].tokens.remove(&token);
+            let deferred = &mut self.deferred[at];
+            if deferred.tokens.remove(&token) && !well {
+                deferred.reply.completion.status = Status::INTERNAL_ERROR;
+            }
             if self.deferred[at].tokens.is_empty() {
                 let Deferred { to, reply, .. } = self.deferred.remove(at);
                 self.deliver(to, reply);
@@ -130,6 +147,7 @@ impl Core {
     /// The same; gives the tokens that will be acknowledged.
     fn act_with_tokens(&mut self) -> BTreeSet<u64> {
         let mut tokens = BTreeSet::new();
+        let mut drained = BTreeSet::new();
         while let Some(action) = self.service.next_action() {
             match action {
                 Action::Respond { controller, slot, reply } => {
@@ -137,16 +155,28 @@ impl Core {
                         self.deliver(ReplyTo::Here(association.admin, slot), reply);
                     }
                 }
+                Action::Forget { controller, slot } => {
+                    let association = self.associations.get(&controller);
+                    let conn = association.and_then(|a| self.conns.get_mut(&a.admin));
+                    if let Some(conn) = conn {
+                        conn.forget(slot, &mut self.pool);
+                    }
+                }
                 Action::Publish { controller, drain } => {
                     self.publish(controller, drain, &mut tokens);
+                    let subsystem = self.service.controller(controller).map(|c| c.subsystem);
+                    if let Some(subsystem) = subsystem.filter(|one| drain && drained.insert(*one)) {
+                        self.drain_leaving(subsystem, &mut tokens);
+                    }
                 }
                 Action::Save { subsystem, nsid, image } => {
                     let token = self.next_token();
-                    if let Some(one) = self.service.target().get(subsystem) {
-                        let nqn = one.nqn().to_string();
-                        (self.save)(Save { nqn, nsid, image, token });
-                        tokens.insert(token);
-                    }
+                    let Some(one) = self.service.target().get(subsystem) else { continue };
+                    let Some(namespace) = one.namespace(nsid) else { continue };
+                    let (nqn, uuid) = (one.nqn().to_string(), namespace.uuid);
+                    let device = namespace.device;
+                    (self.save)(Save { nqn, nsid, uuid, device, image, token });
+                    tokens.insert(token);
                 }
                 Action::CloseQueue { controller, qid } => {
                     let association = self.associations.get_mut(&controller);
@@ -179,6 +209,23 @@ impl Core {
             let token = self.next_token();
             tokens.insert(token);
             self.post(reactor, GroupMsg::Table { id, table, drain, token: Some(token) });
+        }
+    }
+
+    /// Queues that are on their way out have commands in flight too, of hosts that may be fenced off.
+    fn drain_leaving(&mut self, subsystem: SubsystemId, tokens: &mut BTreeSet<u64>) {
+        let kept: BTreeSet<ConnectionId> =
+            self.associations.values().flat_map(|one| one.queues.values().copied()).collect();
+        let leaving = self.away.iter().filter(|(id, _)| !kept.contains(id));
+        let leaving: Vec<(ConnectionId, usize)> = leaving
+            .filter(|(_, away)| away.subsystem == subsystem)
+            .map(|(id, away)| (*id, away.reactor))
+            .collect();
+        for (id, reactor) in leaving {
+            let token = self.next_token();
+            tokens.insert(token);
+            let (table, token) = (Arc::default(), Some(token));
+            self.post(reactor, GroupMsg::Table { id, table, drain: true, token });
         }
     }
 

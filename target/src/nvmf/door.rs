@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use lamina_nvmf::SlotId;
 use lamina_nvmf::controller::{Connected, ControllerKey, Origin, TlsIdentity};
+use lamina_nvmf::pool::Pool;
 use lamina_nvmf::subsystem::PortId;
 use lamina_nvmf::tls_psk::TlsKey;
 use lamina_nvmf::transport::Connection;
-use lamina_nvmf::wire::opcode::fabrics;
+use lamina_nvmf::wire::opcode::{admin, fabrics};
 use lamina_nvmf::wire::{Completion, Status};
 
 use super::core::{Association, Away, Core};
@@ -25,9 +26,11 @@ use super::deliver::ReplyTo;
 use super::keys::PortKeys;
 use super::link::{Link, data_of};
 use super::message::{Adopted, ConnectionId, GroupMsg, QueueShared};
+use super::poller::Edge;
 use super::stream::Stream;
 use super::tls::TlsStream;
-use super::transport_limits;
+use super::transport::Settings;
+use super::usage::QueueUsage;
 use crate::log;
 use crate::reactor::handle::Message;
 
@@ -65,6 +68,8 @@ pub(super) struct Conn {
     running: Vec<SlotId>,
     /// Whom the TLS key belongs to.
     tls: Option<TlsIdentity>,
+    /// The host has ended its half: the protocol's state must know when it is made.
+    ended: bool,
 }
 
 /// Protocol state is made at the first byte: those who say nothing cost a socket and no more.
@@ -90,6 +95,7 @@ impl Conn {
             deadline_ns: Some(deadline_ns),
             running: Vec::new(),
             tls: None,
+            ended: false,
         })
     }
 
@@ -114,17 +120,25 @@ impl Conn {
         }
     }
 
+    /// Ends a command that its host has forgotten.
+    pub(super) fn forget(&mut self, slot: SlotId, pool: &mut Pool) {
+        self.running.retain(|running| *running != slot);
+        if let Some(link) = self.link() {
+            link.connection.forget(slot, pool);
+        }
+    }
+
     /// Notes an edge.
-    pub(super) fn edge(&mut self, readable: bool, writable: bool) {
+    pub(super) fn edge(&mut self, edge: Edge) {
+        self.ended |= edge.ended;
         if let Channel::Link(link) = &mut self.channel {
-            link.readable |= readable;
-            link.writable |= writable;
+            link.edge(edge);
         }
     }
 
     /// Goes on until the protocol speaks: looks at the first byte, makes the TLS handshake. False:
     /// the connection is to be closed.
-    fn begin(&mut self, keys: impl FnOnce() -> Arc<PortKeys>) -> bool {
+    fn begin(&mut self, settings: &Settings, keys: impl FnOnce() -> Arc<PortKeys>) -> bool {
         match std::mem::replace(&mut self.channel, Channel::Gone) {
             Channel::Silent(stream) => match stream.peek() {
                 Ok(None) => self.channel = Channel::Silent(stream),
@@ -135,21 +149,21 @@ impl Conn {
                     let accepted = plain.map(|socket| TlsStream::accept(socket, &keys));
                     let Some(Ok(tls)) = accepted else { return false };
                     self.channel = Channel::Shaking(Box::new(tls));
-                    return self.shake(&known);
+                    return self.shake(settings, &known);
                 }
-                Ok(Some(_)) => self.link_up(stream),
+                Ok(Some(_)) => self.link_up(settings, stream),
                 Err(_) => return false,
             },
             Channel::Shaking(tls) => {
                 self.channel = Channel::Shaking(tls);
-                return self.shake(&keys());
+                return self.shake(settings, &keys());
             }
             other => self.channel = other,
         }
         true
     }
 
-    fn shake(&mut self, keys: &PortKeys) -> bool {
+    fn shake(&mut self, settings: &Settings, keys: &PortKeys) -> bool {
         let Channel::Shaking(tls) = &mut self.channel else { return false };
         match tls.handshake() {
             Ok(false) => true,
@@ -163,15 +177,17 @@ impl Conn {
                 else {
                     unreachable!("looked at above");
                 };
-                self.link_up(Stream::secured(self.peer, self.local, tls));
+                self.link_up(settings, Stream::secured(self.peer, self.local, tls));
                 true
             }
         }
     }
 
-    fn link_up(&mut self, stream: Stream) {
-        let connection = Connection::new(transport_limits());
-        self.channel = Channel::Link(Box::new(Link::new(stream, connection)));
+    fn link_up(&mut self, settings: &Settings, stream: Stream) {
+        let connection = Connection::new(settings.connection_limits());
+        let mut link = Link::new(stream, connection);
+        link.ended = self.ended;
+        self.channel = Channel::Link(Box::new(link));
         self.stage = Stage::Fresh;
     }
 }
@@ -193,22 +209,27 @@ impl Core {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         if matches!(conn.stage, Stage::Silent) {
             let (port, keys, target) = (conn.port, &mut self.tls_keys, self.service.target());
-            if !conn.begin(|| keys.of_port(port, target)) {
+            if !conn.begin(&self.settings, || keys.of_port(port, target)) {
                 return self.end(id);
             }
         }
-        let Some(link) = self.conns.get_mut(&id).and_then(Conn::link) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        // What comes next is the reactor's, also if the last answer does not go out at once.
+        let moving = matches!(conn.stage, Stage::Moving(_));
+        let Some(link) = conn.link() else { return };
         if !link.connection.join(&mut self.pool) {
             self.counts.refused += 1;
             return self.end(id);
         }
-        link.receive(&mut self.pool);
+        if !moving {
+            link.receive(&mut self.pool);
+        }
         let mut more = true;
         for _ in 0..COMMANDS_MAX {
             let Some(conn) = self.conns.get_mut(&id) else { return };
-            let ending = matches!(conn.stage, Stage::Ending);
+            let done = matches!(conn.stage, Stage::Ending | Stage::Moving(_));
             let Some(link) = conn.link() else { return };
-            let slot = if ending { None } else { link.connection.next_command() };
+            let slot = if done { None } else { link.connection.next_command() };
             let Some(slot) = slot else {
                 more = false;
                 break;
@@ -235,6 +256,11 @@ impl Core {
         let authentication =
             [fabrics::AUTHENTICATION_SEND, fabrics::AUTHENTICATION_RECEIVE].map(Some);
         if let Some((key, qid)) = queue {
+            if command.opcode == admin::GET_LOG_PAGE {
+                self.refresh_usage();
+            }
+            let Some(link) = self.conns.get_mut(&id).and_then(Conn::link) else { return };
+            let connection = &link.connection;
             let data = data_of(connection, slot);
             let answer = match qid {
                 0 if authentication.contains(&command.fctype()) => {
@@ -373,10 +399,14 @@ impl Core {
         link.readable = true;
         link.writable = true;
         let entries = connected.entries;
-        let data_bytes_max = self.caps.data_bytes_max;
-        let adopted = Adopted { id, link: *link, entries, data_bytes_max, table, shared };
+        let data_bytes_max = self.settings.data_bytes_max;
+        let (subsystem, usage) = (connected.subsystem, Arc::new(QueueUsage::default()));
+        let shown = usage.clone();
+        let adopted =
+            Adopted { id, link: *link, entries, data_bytes_max, table, shared, usage: shown };
         let message = Message::Nvmf(GroupMsg::Adopt(Box::new(adopted)));
-        self.away.insert(id, Away { controller: key, qid, reactor, peer, local });
+        let away = Away { controller: key, qid, reactor, peer, local, subsystem, usage };
+        self.away.insert(id, away);
         if let Err(error) = self.reactors[reactor].post(message) {
             log::error(format!("an I/O queue is lost: {error}"));
             self.gone(id);
@@ -432,6 +462,7 @@ impl Core {
     /// The connection of an I/O queue on a reactor has ended.
     pub(super) fn gone(&mut self, id: ConnectionId) {
         if let Some(away) = self.away.remove(&id) {
+            self.keep_usage(&away);
             self.count_address(away.peer.ip(), false);
             self.queue_gone(id, away.controller, away.qid);
         }

@@ -213,8 +213,7 @@ impl Group {
             // An edge may be that of a socket closed since, and its place another's: looking at
             // that one once more does no harm.
             let Some(Some(queue)) = self.queues.get_mut(edge.id as usize) else { continue };
-            queue.link.readable |= edge.readable;
-            queue.link.writable |= edge.writable;
+            queue.link.edge(edge);
             if !queue.active {
                 queue.active = true;
                 self.active.push(edge.id as u32);

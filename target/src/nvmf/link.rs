@@ -6,6 +6,7 @@ use lamina_nvmf::SlotId;
 use lamina_nvmf::pool::Pool;
 use lamina_nvmf::transport::Connection;
 
+use super::poller::Edge;
 use super::stream::{Moved, PIECES_MAX, Stream};
 
 /// Bytes received from one connection in one turn: others want their turn too.
@@ -23,6 +24,8 @@ pub struct Link {
     pub readable: bool,
     /// Sending may take something.
     pub writable: bool,
+    /// The end is there to be read.
+    pub ended: bool,
     /// The other side is gone, or the socket has failed.
     pub broken: bool,
 }
@@ -30,7 +33,15 @@ pub struct Link {
 impl Link {
     /// A connection just accepted.
     pub fn new(stream: Stream, connection: Connection) -> Link {
-        Link { stream, connection, readable: true, writable: true, broken: false }
+        let (readable, writable) = (true, true);
+        Link { stream, connection, readable, writable, ended: false, broken: false }
+    }
+
+    /// Notes what the poller says.
+    pub fn edge(&mut self, edge: Edge) {
+        self.readable |= edge.readable;
+        self.writable |= edge.writable;
+        self.ended |= edge.ended;
     }
 
     /// Takes what has come, a bounded amount. True if there was anything.
@@ -50,8 +61,8 @@ impl Link {
                     self.connection.received(bytes, pool);
                     taken += bytes;
                     // Less than there was room for: that was all, and an edge announces more. Not
-                    // so with TLS, whose records come piece by piece.
-                    if bytes < room && !self.stream.is_secure() {
+                    // so with TLS, whose records come piece by piece, nor of the end.
+                    if bytes < room && !self.stream.is_secure() && !self.ended {
                         self.readable = false;
                     }
                 }

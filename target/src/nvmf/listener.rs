@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-/// Connections that may wait to be accepted; the kernel keeps to its own limit (somaxconn).
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted unless told otherwise; the kernel keeps to its own limit
+/// (somaxconn).
+pub const BACKLOG: i32 = 1024;
 
 /// A socket that hosts connect to.
 #[derive(Debug)]
@@ -16,11 +17,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address`. An address of IPv6 takes no connections of IPv4.
+    /// Listens on `address`, with room for `backlog` connections that wait. An address of IPv6
+    /// takes no connections of IPv4.
     ///
     /// # Errors
     /// The address is in use, or is none of this machine.
-    pub fn bind(address: SocketAddr) -> io::Result<Listener> {
+    pub fn bind(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
         let family = match address {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -33,7 +35,7 @@ impl Listener {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
         rustix::net::bind(&socket, &address)?;
-        rustix::net::listen(&socket, BACKLOG)?;
+        rustix::net::listen(&socket, backlog)?;
         Ok(Listener { socket: TcpListener::from(socket) })
     }
 
@@ -66,10 +68,10 @@ mod tests {
 
     #[test]
     fn an_address_is_listened_on_once_and_again_after_it_was_closed() {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), BACKLOG).unwrap();
         assert!(listener.accept().unwrap().is_none());
         let address = listener.socket.local_addr().unwrap();
-        let error = Listener::bind(address).unwrap_err();
+        let error = Listener::bind(address, BACKLOG).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let client = TcpStream::connect(address).unwrap();
         let served = loop {
@@ -80,7 +82,7 @@ mod tests {
         assert_eq!(served.peer_addr().unwrap(), client.local_addr().unwrap());
         drop(listener);
         drop(served);
-        let again = Listener::bind(address).unwrap();
+        let again = Listener::bind(address, BACKLOG).unwrap();
         assert!(again.accept().unwrap().is_none());
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
-use lamina_bdev::Status;
+use lamina_bdev::{Status, Uuid};
 use lamina_nvmf::SlotId;
 use lamina_nvmf::controller::Reply;
 use lamina_nvmf::subsystem::{DeviceKey, NsTable};
@@ -19,6 +19,7 @@ use lamina_nvmf::wire::Command;
 use super::core::Core;
 use super::devices::{Job, Origin, Route};
 use super::link::Link;
+use super::usage::QueueUsage;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::mailbox::Mailbox;
 
@@ -59,6 +60,8 @@ pub struct Adopted {
     pub table: Arc<NsTable>,
     /// Its controller's.
     pub shared: Arc<QueueShared>,
+    /// Where it shows what it has moved.
+    pub usage: Arc<QueueUsage>,
 }
 
 /// What a group has to know of the others.
@@ -116,6 +119,10 @@ pub struct Save {
     pub nqn: String,
     /// Its number.
     pub nsid: u32,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// The disk or snapshot it shows.
+    pub device: DeviceKey,
     /// What to keep; `None`: nothing.
     pub image: Option<Vec<u8>>,
     /// What the service thread is told when it is done.
@@ -141,8 +148,10 @@ pub enum ServiceMsg {
         /// Bytes that its SGL describes.
         data_len: u32,
     },
-    /// A table is in use, or something saved.
+    /// A table is in use.
     Acknowledged(u64),
+    /// Reservations are durable with their disk, or (`false`) could not be made so.
+    Saved(u64, bool),
     /// End the thread.
     Stop,
 }

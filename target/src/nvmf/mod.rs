@@ -27,6 +27,8 @@ pub mod service;
 pub mod stats;
 pub mod stream;
 pub mod tls;
+pub mod transport;
+pub mod usage;
 
 use lamina_nvmf::controller::Limits;
 use lamina_nvmf::pool::Pool;
@@ -36,7 +38,7 @@ use lamina_nvmf::pool::Pool;
 pub struct Caps {
     /// Connections in all.
     pub connections: usize,
-    /// Connections of one address.
+    /// Connections of one address: at most half of what there is for all, of controllers too.
     pub connections_of_address: usize,
     /// Connections that have no queue yet; the oldest goes when one more comes.
     pub half_open: usize,
@@ -44,13 +46,11 @@ pub struct Caps {
     pub handshake_ns: u64,
     /// Time for a last answer, nanoseconds.
     pub farewell_ns: u64,
-    /// Most bytes of one command.
-    pub data_bytes_max: u32,
 }
 
-/// Most small and large buffers of the service thread; connections there take two and one each.
-const SERVICE_BUFFERS: (usize, usize) = (8192, 4096);
-/// Most small and large buffers of a reactor.
+/// Most small and large buffers of the service thread: two of each for 4096 connections.
+const SERVICE_BUFFERS: (usize, usize) = (8192, 8192);
+/// Most small and large buffers of a reactor, for 2048 connections.
 const GROUP_BUFFERS: (usize, usize) = (8192, 4096);
 
 fn pool(buffers: (usize, usize)) -> Pool {
@@ -67,27 +67,14 @@ pub fn pool_of_group() -> Pool {
     pool(GROUP_BUFFERS)
 }
 
-/// What a connection may do.
-fn transport_limits() -> lamina_nvmf::transport::Limits {
-    let limits = Limits::default();
-    lamina_nvmf::transport::Limits {
-        in_capsule: limits.in_capsule_bytes,
-        data_max: limits.data_bytes_max,
-        maxh2cdata: limits.data_bytes_max,
-        c2h_data_max: limits.data_bytes_max,
-        ..lamina_nvmf::transport::Limits::default()
-    }
-}
-
 impl Default for Caps {
     fn default() -> Caps {
         Caps {
             connections: 8192,
-            connections_of_address: 4096,
+            connections_of_address: 2048,
             half_open: 1024,
             handshake_ns: 5_000_000_000,
             farewell_ns: 1_000_000_000,
-            data_bytes_max: Limits::default().data_bytes_max,
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Edge {
     pub readable: bool,
     /// Sending may take something.
     pub writable: bool,
+    /// The other side has ended the connection, or its own half: after what has come there is the
+    /// end to be read, and no other edge announces it.
+    pub ended: bool,
 }
 
 /// A set of sockets.
@@ -89,6 +92,7 @@ impl Poller {
                 id: event.data.u64(),
                 readable: flags.intersects(EventFlags::IN | broken),
                 writable: flags.intersects(EventFlags::OUT | broken),
+                ended: flags.intersects(broken),
             }
         }));
         Ok(self.edges.iter().copied())
@@ -114,7 +118,7 @@ mod tests {
         let mut poller = Poller::new().unwrap();
         poller.add(&server, 7).unwrap();
         let first: Vec<Edge> = poller.wait(0).unwrap().collect();
-        assert_eq!(first, [Edge { id: 7, readable: false, writable: true }]);
+        assert_eq!(first, [Edge { id: 7, readable: false, writable: true, ended: false }]);
         assert_eq!(poller.wait(0).unwrap().count(), 0);
         client.write_all(b"x").unwrap();
         let edges: Vec<Edge> = poller.wait(10_000).unwrap().collect();

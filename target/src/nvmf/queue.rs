@@ -15,15 +15,28 @@ use std::sync::Arc;
 
 use lamina_bdev::Status;
 use lamina_nvmf::SlotId;
-use lamina_nvmf::controller::Reply;
+use lamina_nvmf::controller::{Reply, Usage};
 use lamina_nvmf::io::{IoQueue, Memory, Step, Work, WorkOp};
 use lamina_nvmf::pool::{Buffer, Pool};
 use lamina_nvmf::subsystem::NsTable;
+use lamina_nvmf::wire::opcode::fabrics;
 
 use super::devices::{Job, Origin};
 use super::link::{Link, data_of};
 use super::message::{Adopted, ConnectionId, QueueShared, ServiceMsg};
 use super::stats::GroupStats;
+use super::usage::{self, QueueUsage};
+
+/// How far a Disconnect has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Departure {
+    /// There is none.
+    None,
+    /// The service thread has it; nothing new begins.
+    Asked(SlotId),
+    /// Answered: the connection ends when that is sent.
+    Answered,
+}
 
 /// An I/O queue.
 pub struct Queue {
@@ -54,6 +67,10 @@ pub struct Queue {
     drained: bool,
     /// Commands answered since the last send.
     completed: u64,
+    /// What commands have moved.
+    tally: Usage,
+    usage: Arc<QueueUsage>,
+    departure: Departure,
     closing: bool,
 }
 
@@ -78,6 +95,9 @@ impl Queue {
             acknowledged: VecDeque::new(),
             drained: false,
             completed: 0,
+            tally: Usage::default(),
+            usage: adopted.usage,
+            departure: Departure::None,
             closing: false,
         }
     }
@@ -100,7 +120,7 @@ impl Queue {
     /// Begins the commands that are complete.
     fn start(&mut self, now_ns: u64, pool: &mut Pool, given: &mut Vec<Job>) -> bool {
         let mut started = false;
-        while self.draining.is_empty() && self.waiting.is_empty() {
+        while self.draining.is_empty() && self.departure == Departure::None {
             let connection = &mut self.link.connection;
             let Some(slot) = connection.next_command() else { break };
             let (data, len) = (data_of(connection, slot), connection.data_len(slot));
@@ -135,7 +155,10 @@ impl Queue {
     fn step(&mut self, slot: SlotId, step: Step, pool: &mut Pool, given: &mut Vec<Job>) {
         match step {
             Step::Submit(work) => {
-                if !self.give(work, pool, given) {
+                // In line: what came first gets the next buffer. What needs none goes on, since it
+                // may hold those that are waited for.
+                let in_line = !self.waiting.is_empty() && self.needs_buffer(&work);
+                if in_line || !self.give(work, pool, given) {
                     self.waiting.push_back(work);
                 }
             }
@@ -144,6 +167,9 @@ impl Queue {
                 let data = data_of(connection, slot).to_vec();
                 let (command, data_len) = (*connection.command(slot), connection.data_len(slot));
                 self.forwarded.push(slot);
+                if command.fctype() == Some(fabrics::DISCONNECT) {
+                    self.departure = Departure::Asked(slot);
+                }
                 let id = self.id;
                 let command = ServiceMsg::Command { id, slot, command, data, data_len };
                 self.forwards.push_back(command);
@@ -156,12 +182,23 @@ impl Queue {
     fn step_responses(&mut self, pool: &mut Pool) {
         while let Some(response) = self.io.next_response() {
             if let Some(buffer) = self.io.take_scratch(response.slot) {
-                pool.give(buffer);
+                self.link.connection.give_buffer(buffer, pool);
             }
             // Also when it is closed: the slot is free again then.
             let connection = &mut self.link.connection;
-            connection.respond(response.slot, response.completion, response.data_len);
+            let (slot, status) = (response.slot, response.completion.status);
+            let opcode = connection.command(slot).opcode;
+            usage::count(&mut self.tally, opcode, status, connection.data_len(slot).into());
+            connection.respond(slot, response.completion, response.data_len);
             self.completed += 1;
+        }
+    }
+
+    fn needs_buffer(&self, work: &Work) -> bool {
+        match work.memory {
+            Memory::None => false,
+            Memory::Data(slot) => self.link.connection.data(slot).is_none(),
+            Memory::Scratch => !self.io.has_scratch(work.slot),
         }
     }
 
@@ -183,7 +220,8 @@ impl Queue {
             }
             Memory::Scratch => {
                 if !self.io.has_scratch(work.slot) {
-                    let Some(buffer) = pool.take(work.len as usize) else { return false };
+                    let buffer = connection.take_buffer(work.len as u32, pool);
+                    let Some(buffer) = buffer else { return false };
                     self.io.lend(work.slot, buffer);
                 }
                 let buffer = self.io.scratch_mut(work.slot).expect("it was lent by now");
@@ -228,6 +266,17 @@ impl Queue {
         if self.closing {
             return;
         }
+        if self.departure == Departure::Asked(slot) {
+            // The last answer of the queue: whatever came before it is answered first.
+            let earlier = self.in_flight > 0 || !self.waiting.is_empty();
+            if earlier || self.forwarded.iter().any(|other| *other != slot) {
+                return self.replies.push_back((slot, reply));
+            }
+            let well = reply.completion.status.is_ok();
+            self.departure = if well { Departure::Answered } else { Departure::None };
+            // A refused one has stopped what came behind it.
+            self.drained |= !well;
+        }
         let connection = &mut self.link.connection;
         let len = reply.data.len().min(connection.data_len(slot) as usize);
         if len > 0 {
@@ -244,7 +293,8 @@ impl Queue {
     /// Uses another table from now on; acknowledged at once, or after what is in flight.
     pub fn use_table(&mut self, table: Arc<NsTable>, drain: bool, token: Option<u64>) {
         self.table = table;
-        if drain && !self.closing {
+        // Also if it is to end: what is in flight still writes.
+        if drain && (!self.closing || self.in_flight > 0) {
             self.draining.push(token);
         } else {
             self.acknowledged.extend(token);
@@ -291,8 +341,15 @@ impl Queue {
         if self.closing {
             return false;
         }
+        let in_flight = self.link.connection.in_flight() as u32;
+        if self.completed > 0 || in_flight > 0 || self.usage.is_busy() {
+            self.usage.show(&self.tally, in_flight);
+        }
         let sent = self.link.send(pool, pieces);
         stats.completed(std::mem::take(&mut self.completed));
+        if self.departure == Departure::Answered && self.link.is_flushed() {
+            self.close(pool);
+        }
         // The reason of a fatal error has been sent, or cannot be: then nobody listens.
         let fatal = self.link.connection.fatal().is_some();
         if self.link.broken || fatal && (self.link.is_flushed() || !self.link.writable) {
@@ -317,7 +374,10 @@ impl Queue {
             return false;
         }
         let link = &self.link;
-        let stopped = self.is_starved() || !self.draining.is_empty();
+        // What waits for a buffer stops nothing that comes in: it may be the data of those that
+        // hold the buffers.
+        let held = !self.draining.is_empty() || self.departure != Departure::None;
+        let stopped = held || link.connection.is_paused();
         self.drained || link.readable && !stopped || link.writable && link.connection.wants_send()
     }
 
@@ -339,5 +399,44 @@ impl Queue {
         self.acknowledged.extend(self.draining.drain(..).flatten());
         self.link.connection.close(pool);
         assert!(self.link.connection.in_flight() == 0, "everything was answered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvmf::stream::Stream;
+    use lamina_nvmf::transport::{Connection, Limits};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_queue_that_ends_is_drained_of_what_it_has_in_flight() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::new(listener.accept().unwrap().0).unwrap();
+        let mut pool = Pool::new(2, 2, 128 << 10);
+        let mut link = Link::new(stream, Connection::new(Limits::default()));
+        assert!(link.connection.join(&mut pool));
+        let adopted = Adopted {
+            id: ConnectionId(1),
+            link,
+            entries: 16,
+            data_bytes_max: 128 << 10,
+            table: Arc::default(),
+            shared: Arc::default(),
+            usage: Arc::default(),
+        };
+        let mut queue = Queue::new(adopted, 0, 0);
+        // An engine has a write of it.
+        queue.in_flight = 1;
+        queue.close(&mut pool);
+        queue.use_table(Arc::default(), true, Some(7));
+        assert_eq!(queue.next_acknowledged(), None, "its host could still change a block");
+        queue.in_flight = 0;
+        queue.retire(&mut pool);
+        assert_eq!(queue.next_acknowledged(), Some(7));
+        // What has nothing in flight does no harm.
+        queue.use_table(Arc::default(), true, Some(8));
+        assert_eq!(queue.next_acknowledged(), Some(8));
     }
 }

@@ -7,14 +7,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lamina_bdev::{Error, ErrorKind};
-use lamina_nvmf::controller::Limits;
 use lamina_nvmf::subsystem::PortId;
 
 use super::Caps;
 use super::core::{Core, INBOX, PORT_BIT};
-use super::door::Conn;
 use super::message::{ConnectionId, GroupMsg, Peers, Save, ServiceMsg};
 use super::poller::Edge;
+use super::transport::Settings;
 use crate::log;
 use crate::reactor::clock::now_ns;
 use crate::reactor::handle::{Message, ReactorHandle};
@@ -52,8 +51,8 @@ impl ServiceHandle {
             reactor.post(Message::Nvmf(GroupMsg::Start(Box::new(peers))))?;
         }
         let caps = Caps::default();
-        let limits = Limits::default();
-        let core = Core::new(caps, limits, inbox.clone(), reactors, save).map_err(failed)?;
+        let settings = Settings::default();
+        let core = Core::new(caps, settings, inbox.clone(), reactors, save).map_err(failed)?;
         let thread = std::thread::Builder::new().name("nvmf".into());
         let thread = thread.spawn(move || run(core)).map_err(failed)?;
         Ok((ServiceHandle { inbox }, thread))
@@ -129,7 +128,7 @@ fn turn(core: &mut Core, edges: &[Edge]) {
             id => {
                 let id = ConnectionId(id);
                 if let Some(conn) = core.conns.get_mut(&id) {
-                    Conn::edge(conn, edge.readable, edge.writable);
+                    conn.edge(*edge);
                     core.active.insert(id);
                 }
             }

@@ -3,8 +3,17 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::net::sockopt;
 
 use super::tls::TlsStream;
+
+/// A host that has sent nothing for so long is asked by TCP whether it is still there, again after
+/// each interval, and taken for gone after so many questions: hosts need not have a keep-alive timer.
+const IDLE: Duration = Duration::from_secs(60);
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
 
 /// Most pieces of one send.
 pub const PIECES_MAX: usize = 256;
@@ -34,13 +43,18 @@ pub enum Moved {
 }
 
 impl Stream {
-    /// A connection just accepted: no delay for small packets, no blocking.
+    /// A connection just accepted: no delay for small packets, no blocking, and TCP looks whether
+    /// the host is still there.
     ///
     /// # Errors
     /// The socket is gone already.
     pub fn new(socket: TcpStream) -> io::Result<Stream> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepidle(&socket, IDLE)?;
+        sockopt::set_tcp_keepintvl(&socket, PROBE_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&socket, PROBES)?;
         let (peer, local) = (plain(socket.peer_addr()?), plain(socket.local_addr()?));
         Ok(Stream { channel: Channel::Plain(socket), peer, local })
     }
@@ -169,6 +183,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut stream = Stream::new(listener.accept().unwrap().0).unwrap();
+        assert!(sockopt::get_socket_keepalive(&stream).unwrap(), "a dead host is noticed");
+        assert_eq!(sockopt::get_tcp_keepidle(&stream).unwrap(), IDLE);
         let mut space = [0; 16];
         assert_eq!(stream.read(&mut space, &mut []).unwrap(), Moved::Later);
         client.write_all(b"hello").unwrap();

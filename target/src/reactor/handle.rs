@@ -61,6 +61,12 @@ pub struct ReactorHandle {
 }
 
 impl ReactorHandle {
+    /// A handle of something that another host drives: it takes what is in `mailbox`.
+    pub fn of_host(index: usize, core: u32, mailbox: Arc<Mailbox<Message>>) -> ReactorHandle {
+        let (counters, shards, nvmf) = (Arc::default(), AtomicUsize::new(0), Arc::default());
+        ReactorHandle { mailbox, counters, core, index, shards, nvmf }
+    }
+
     /// The core it is pinned to.
     pub fn core(&self) -> u32 {
         self.core

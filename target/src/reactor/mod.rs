@@ -20,6 +20,7 @@ pub mod client_io;
 pub mod clock;
 pub mod counters;
 pub mod epoll;
+pub mod feed;
 pub mod handle;
 pub mod idle;
 pub mod mailbox;
@@ -140,8 +141,6 @@ impl Reactor {
                     let woke = clock::now_ns();
                     self.counted.idle_ns += woke.saturating_sub(now);
                     now = woke;
-                } else {
-                    std::hint::spin_loop();
                 }
             }
             self.shared.publish(&self.counted);

@@ -20,15 +20,18 @@ use lamina_bdev::{
 };
 
 use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
+use super::feed::{Ahead, Feed};
 use super::space_watch::SpaceWatch;
 use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
 use crate::nvmf::devices::{Engines, NVMF_INDEX};
-use crate::vhost::{BlkExport, ExportMsg};
+use crate::vhost::{BlkExport, ExportMsg, Submit};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
 const ROUNDS_MAX: usize = 16;
+/// Turns from one look at how full the shard is to the next; one comes before sleep as well.
+const WATCH_TURNS: u32 = 16;
 /// Log events taken from an engine in one turn.
 const EVENTS_MAX: usize = 8;
 /// Where the export's index is in a request's cookie.
@@ -76,6 +79,8 @@ pub struct Shard {
     commands: Vec<(u64, SyncSender<Result<Reply, Error>>)>,
     next_cookie: u64,
     segs: Vec<Seg>,
+    ahead: Ahead,
+    turns: u32,
     watch: Option<Arc<SpaceWatch>>,
 }
 
@@ -102,6 +107,8 @@ impl Shard {
             commands: Vec::with_capacity(16),
             next_cookie: 0,
             segs: Vec::with_capacity(SEGS_MAX),
+            ahead: Ahead::default(),
+            turns: 0,
             watch: None,
         }
     }
@@ -137,13 +144,21 @@ impl Shard {
     pub fn turn(&mut self, now_ns: u64) -> bool {
         let mut worked = self.collect();
         if self.engine.state() == EngineState::Ready {
+            let Shard { engine, base, ahead, segs, .. } = self;
+            let mut feed = Feed { engine, base, ahead, segs };
             for slot in self.exports.iter_mut().flatten() {
-                worked |= slot.export.poll(&mut self.engine);
+                worked |= slot.export.poll_into(&mut feed);
             }
             worked |= self.clients.pump(&mut self.engine);
         }
         // What RAM can finish now still gets into the batch that the tick closes.
-        worked |= self.drain();
+        if self.drain() {
+            worked = true;
+            // Nobody waits for the rest of the turn who need not.
+            for slot in self.exports.iter_mut().flatten() {
+                slot.export.publish();
+            }
+        }
         self.engine.tick(now_ns);
         worked |= self.drain();
         worked |= self.base.enter();
@@ -241,10 +256,9 @@ impl Shard {
             events::push(severity, store, event.text);
             worked = true;
         }
-        if let Some(watch) = &self.watch
-            && self.engine.state() == EngineState::Ready
-        {
-            watch.look(self.engine.space_usage());
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(WATCH_TURNS) {
+            self.watch_space();
         }
         if self.opening.is_some() {
             worked |= self.tell_opener();
@@ -266,6 +280,15 @@ impl Shard {
             }
         }
         worked
+    }
+
+    /// Tells the watch how full the shard is.
+    fn watch_space(&self) {
+        if let Some(watch) = &self.watch
+            && self.engine.state() == EngineState::Ready
+        {
+            watch.look(self.engine.space_usage());
+        }
     }
 
     fn tell_opener(&mut self) -> bool {
@@ -302,7 +325,24 @@ impl Shard {
         }
     }
 
-    /// Moves the answers to NVMe jobs to `dones`.
+    /// Its base, for a host that moves shards between threads.
+    pub fn base_mut(&mut self) -> &mut Base {
+        &mut self.base
+    }
+
+    /// Gives a request to the engine at once; its cookie says [`NVMF_INDEX`] as its place. `None`:
+    /// the engine is not ready; `Some(false)`: it is full.
+    pub fn submit(&mut self, request: &Request, segs: &[Seg]) -> Option<bool> {
+        if self.engine.state() != EngineState::Ready {
+            return None;
+        }
+        let Shard { engine, base, ahead, segs: room, .. } = self;
+        let taken = Feed { engine, base, ahead, segs: room }.submit(request, segs);
+        self.nvmf_in_flight += usize::from(taken);
+        Some(taken)
+    }
+
+    /// Moves the answers to requests that came by [`Shard::submit`] to `dones`.
     pub fn take_nvmf_dones(&mut self, dones: &mut Vec<(u64, Status)>) {
         dones.append(&mut self.nvmf_dones);
     }
@@ -367,6 +407,7 @@ impl Shard {
 
     /// Tells everybody below that the reactor is about to sleep. False if anyone has work.
     pub fn prepare_sleep(&mut self) -> bool {
+        self.watch_space();
         let mut quiet = self.base.prepare_sleep();
         for slot in self.exports.iter_mut().flatten() {
             quiet &= slot.export.prepare_sleep();
@@ -402,12 +443,6 @@ pub struct Shards<'a>(pub &'a mut Vec<Box<Shard>>);
 
 impl Engines for Shards<'_> {
     fn submit(&mut self, shard: ShardKey, request: &Request, segs: &[Seg]) -> Option<bool> {
-        let shard = self.0.iter_mut().find(|known| known.key == shard)?;
-        if shard.engine.state() != EngineState::Ready {
-            return None;
-        }
-        let taken = shard.engine.submit(request, segs);
-        shard.nvmf_in_flight += usize::from(taken);
-        Some(taken)
+        self.0.iter_mut().find(|known| known.key == shard)?.submit(request, segs)
     }
 }

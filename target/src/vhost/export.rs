@@ -123,7 +123,8 @@ impl BlkExport {
         self.poll_into(engine)
     }
 
-    pub(super) fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
+    /// The same, into whatever takes requests.
+    pub fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
         if self.running.is_empty() {
             return false;
         }
@@ -163,7 +164,16 @@ impl BlkExport {
         self.in_flight = self.in_flight - before + queue.in_flight();
     }
 
-    /// Publishes what was finished since the last turn: one store a queue, at most one call. Hands
+    /// Publishes what is finished: one store a queue, at most one call.
+    pub fn publish(&mut self) {
+        for index in &self.running {
+            if let Some(queue) = &mut self.queues[usize::from(*index)] {
+                queue.publish();
+            }
+        }
+    }
+
+    /// Publishes what was finished since the last time: one store a queue, at most one call. Hands
     /// back queues that were stopped and are drained now.
     pub fn end_turn(&mut self) {
         let mut position = 0;

@@ -23,10 +23,13 @@ use super::vring_split::SplitRing;
 /// Chains taken from one queue in one turn, so that queues share a reactor fairly.
 const BATCH_MAX: usize = 32;
 
-/// Where requests go; a seam for tests, which record instead.
-pub(super) trait Submit {
+/// Where requests go: an engine, what stands before it, or a test.
+pub trait Submit {
     /// False: there is no room, nothing was accepted.
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool;
+
+    /// Called between the steps of a request, for what is better done a little at a time.
+    fn breathe(&mut self) {}
 }
 
 impl Submit for Engine {
@@ -214,7 +217,7 @@ impl Queue {
             if !self.submit_pending(device, cookie_base, engine) || !self.is_live() {
                 return polled;
             }
-            match self.take(device, epochs) {
+            match self.take(device, epochs, engine) {
                 Ok(true) => polled.moved = true,
                 Ok(false) => return polled,
                 Err(fault) => return Polled { fault: Some(fault), ..polled },
@@ -225,13 +228,21 @@ impl Queue {
     }
 
     /// Takes and parses one chain; it is answered or pending afterwards. False: there is none.
-    fn take(&mut self, device: &Device, epochs: &mut Epochs) -> Result<bool, Fault> {
+    fn take(
+        &mut self,
+        device: &Device,
+        epochs: &mut Epochs,
+        engine: &mut impl Submit,
+    ) -> Result<bool, Fault> {
         let memory = epochs.current();
         let Some(head) = self.ring.pop(memory, &mut self.hint, &mut self.chain)? else {
             return Ok(false);
         };
+        engine.breathe();
         let parsed =
             blk::parse(self.chain.descs(), memory, &mut self.hint, device, &mut self.operands)?;
+        memory.soon_written(&mut self.hint, parsed.status_addr);
+        engine.breathe();
         let index = self.free_slots.pop().expect("a ring holds no more chains than slots");
         let slot = &mut self.slots[usize::from(index)];
         assert!(!slot.in_use);

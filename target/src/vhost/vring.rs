@@ -201,6 +201,9 @@ impl Ring {
         chain.clear();
         let head = either!(self, ring => ring.pop(chain))?;
         if head.is_some() {
+            if let Ring::Split(ring) = self {
+                ring.look_ahead(memory, hint);
+            }
             either!(self, ring => chain.expand(memory, hint, ring.table_rules()))?;
         }
         Ok(head)

@@ -15,6 +15,7 @@ use super::inflight_split::SplitLog;
 use super::vring::{
     DESC_BYTES, DESC_NEXT, Desc, Fault, Head, RingFeatures, RingSpans, event_passed,
 };
+use crate::mem::guest::GuestMemory;
 
 /// In the available ring's flags: the driver does not want calls.
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -23,6 +24,10 @@ const USED_NO_NOTIFY: u16 = 1;
 /// Byte offset of `idx` in both rings, and of their first entry.
 const IDX: usize = 2;
 const ENTRIES: usize = 4;
+
+/// Chains ahead of the next one whose descriptors are asked for, and whose header is.
+const AHEAD_DESC: u16 = 6;
+const AHEAD_HEADER: u16 = 3;
 
 /// Device side of a split ring.
 #[derive(Debug)]
@@ -127,6 +132,25 @@ impl SplitRing {
         }
         self.walk(head, chain)?;
         Ok(Some(Head { id: head, count: 1, track: head }))
+    }
+
+    /// Asks for what the next pops will read and write: it lies in the cache of the guest's core.
+    pub(super) fn look_ahead(&self, memory: &GuestMemory, hint: &mut usize) {
+        let waiting = self.avail_seen.wrapping_sub(self.last_avail);
+        // Used entries follow available ones, so that this one's comes here or nearby.
+        self.spans.device.soon_written(ENTRIES + 8 * self.slot(self.last_avail));
+        let coming = |ahead: u16| {
+            let entry = ENTRIES + 2 * self.slot(self.last_avail.wrapping_add(ahead));
+            let head = self.spans.driver.read_u16(entry);
+            (waiting > ahead && head < self.size).then_some(usize::from(head) * DESC_BYTES)
+        };
+        if let Some(at) = coming(AHEAD_DESC) {
+            self.spans.desc.soon_read(at);
+        }
+        if let Some(at) = coming(AHEAD_HEADER) {
+            // The status mostly lies behind the header, in its line.
+            memory.soon_written(hint, self.spans.desc.read_u64(at));
+        }
     }
 
     /// Reads a chain from the descriptor table; `size` steps bound it, so a loop is found.

@@ -115,6 +115,29 @@ fn places_where_no_store_can_be_made() {
 }
 
 #[test]
+fn engines_that_do_not_fit_the_memory_are_refused() {
+    let dir = Dir::new();
+    let mut daemon = Daemon::start(&dir, &[]);
+    create_store(&mut daemon, &dir, "pool", 1);
+    daemon.stop();
+    let mut daemon = Daemon::start(&dir, &["--cache-size", "1T"]);
+    let known = daemon.call(LaminaStoreInfo::default());
+    assert_eq!(known.len(), 1, "it is listed, not open");
+    let create = json!({ "name": "x", "path": dir.text("x"), "size": 128 * MIB });
+    let open = json!({ "path": dir.text("pool.store") });
+    let words = "bytes of memory";
+    check(
+        &mut daemon,
+        &[("lamina_store_create", create, -28, words), ("lamina_store_open", open, -28, words)],
+    );
+    assert!(!dir.path("x").exists(), "a failed creation leaves nothing behind");
+    daemon.stop();
+    let mut daemon = Daemon::start(&dir, &[]);
+    create_disk(&mut daemon, "d", MIB);
+    daemon.stop();
+}
+
+#[test]
 fn a_store_of_another_version_or_a_copy() {
     let dir = Dir::new();
     let mut daemon = Daemon::start(&dir, &[]);

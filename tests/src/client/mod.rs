@@ -158,15 +158,16 @@ impl Device {
             return Err(format!("the device offers {offered:#x}, and {needed:#x} is needed"));
         }
         let wanted = needed | (F_MQ | F_DISCARD | F_WRITE_ZEROES | F_RO) & offered;
-        let protocol = VhostUserProtocolFeatures::MQ
+        let needed = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         let has = said("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
-        if !has.contains(protocol) {
+        if !has.contains(needed) {
             return Err(format!("protocol features are missing: {has:?}"));
         }
+        // Another project's device may do without these.
+        let protocol = needed | has & VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         said("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(protocol))?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         said("SET_FEATURES", frontend.set_features(wanted))?;

@@ -18,8 +18,9 @@ use lamina_bdev::canary::{Canary, plant};
 use super::{Options, current, run_seed};
 use crate::powercut;
 
-/// A seed that takes longer than this hangs.
-const SEED_SECONDS_MAX: u64 = 120;
+/// A seed that is still running after so many looks, a second apart, hangs. By looks and not by the
+/// clock: whoever stops this process for a while stops its looks as well.
+const LOOKS_MAX: u32 = 120;
 
 /// After so many seeds the power cuts of one-letter workloads get their turn.
 const SEEDS_BEFORE_CUTS: u64 = 500;
@@ -40,8 +41,8 @@ struct Work {
     options: Options,
     chosen: Vec<Canary>,
     next: AtomicUsize,
-    /// By canary: when it began, the seed it is at and since when.
-    at: Vec<Mutex<Option<(Instant, u64, Instant)>>>,
+    /// By canary: when it began, the seed it is at and how often it was seen there.
+    at: Vec<Mutex<Option<(Instant, u64, u32)>>>,
 }
 
 thread_local! {
@@ -58,8 +59,7 @@ fn work_on(work: &Work, sender: &Sender<Verdict>) {
         let mut verdict = Verdict { canary, seeds: 0, caught: None, took: Duration::ZERO };
         while verdict.seeds < work.seeds && verdict.caught.is_none() {
             verdict.seeds += 1;
-            let at = (begun, verdict.seeds, Instant::now());
-            *work.at[canary].lock().expect("no thread dies") = Some(at);
+            *work.at[canary].lock().expect("no thread dies") = Some((begun, verdict.seeds, 0));
             if verdict.seeds == SEEDS_BEFORE_CUTS {
                 // That takes longer than a seed may.
                 *work.at[canary].lock().expect("no thread dies") = None;
@@ -124,18 +124,20 @@ fn install_hook(work: &Arc<Work>, sender: &Sender<Verdict>) {
     }));
 }
 
-/// A canary whose seed does not end, if there is one.
+/// Looks where each thread is: a canary whose seed does not end, if there is one.
 fn stuck(work: &Work) -> Option<Verdict> {
-    let limit = Duration::from_secs(SEED_SECONDS_MAX);
-    work.at.iter().enumerate().find_map(|(canary, at)| {
-        let mut at = at.lock().ok()?;
-        let (begun, seeds, since) = (*at)?;
-        (since.elapsed() > limit).then(|| {
-            *at = None;
+    let mut found = None;
+    for (canary, at) in work.at.iter().enumerate() {
+        let mut at = at.lock().expect("no thread dies");
+        let Some((begun, seeds, looks)) = at.as_mut() else { continue };
+        *looks += 1;
+        if *looks > LOOKS_MAX && found.is_none() {
             let caught = Some("liveness: the seed does not end".to_string());
-            Verdict { canary, seeds, caught, took: begun.elapsed() }
-        })
-    })
+            found = Some(Verdict { canary, seeds: *seeds, caught, took: begun.elapsed() });
+            *at = None;
+        }
+    }
+    found
 }
 
 /// Which check a message comes from.

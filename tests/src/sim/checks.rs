@@ -32,6 +32,8 @@ impl World {
             disk.name.settle(info.name, lossy).map_err(|why| format!("{what}: its name {why}"))?;
             disk.size.settle(info.size, lossy).map_err(|why| format!("{what}: its size {why}"))?;
             disk.blob.settle(info.blob, lossy).map_err(|why| format!("{what}: its blob {why}"))?;
+            let claims = disk.claims.settle(info.claims, lossy);
+            claims.map_err(|why| format!("{what}: its claims {why}"))?;
             self.reconcile_snaps(uid, lossy)?;
         }
         if let Some(info) = listed.values().next() {
@@ -130,6 +132,7 @@ impl World {
                 snapshots: self.model.snaps.values().filter(|s| s.disk == uid).count() as u64,
                 attached: self.attached_count(Place::Disk(uid)),
                 blob: disk.blob.now.clone(),
+                claims: disk.claims.now.clone(),
             };
             if *info != due {
                 return Err(format!("disk {uid} is listed as\n    {info:?}, due is\n    {due:?}"));

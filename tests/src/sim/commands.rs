@@ -3,6 +3,7 @@
 //! A command locks the disks it speaks of, shared or alone, against other commands in flight, so
 //! that its lawful answer is known when it is given. Requests are never locked out.
 
+use lamina_bdev::limits::CLAIMS_LEN_MAX;
 use lamina_bdev::{Command, DiskId, ErrorKind, Handle, Name, SnapId, SnapRef, Target, Uuid};
 
 use super::changed::Listing;
@@ -53,6 +54,8 @@ pub enum Intent {
     Rename(Uid, Name),
     /// Other bytes.
     Blob(Uid, Vec<u8>),
+    /// Sets a disk's claims.
+    Claims(Uid, Vec<u8>),
     /// A new attachment.
     Attach(Place),
     /// An attachment ends.
@@ -354,6 +357,14 @@ impl World {
         let Some(uid) = self.draw_disk(true) else { return };
         let len = self.rng.pick(&[0, 1, 100, 2048]);
         let blob: Vec<u8> = (0..len).map(|_| self.rng.next() as u8).collect();
+        // Claims go the same way. Chosen by what was drawn anyway, so that kept seeds stay what
+        // they are.
+        if blob.first().is_some_and(|byte| byte % 2 == 1) {
+            let claims = blob[..blob.len().min(CLAIMS_LEN_MAX)].to_vec();
+            let command = Command::SetClaims(self.disk_id(uid), claims.clone());
+            self.give(command, Intent::Claims(uid, claims), None, vec![(uid, true)]);
+            return;
+        }
         let command = Command::SetBlob(self.disk_id(uid), blob.clone());
         self.give(command, Intent::Blob(uid, blob), None, vec![(uid, true)]);
     }

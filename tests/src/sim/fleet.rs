@@ -39,6 +39,7 @@ impl World {
                 faults: ours.faults,
                 window_blocks: drawn.window_blocks.min(256),
                 crash_every: 0,
+                aimed_permille: 0,
                 leap_permille: 0,
                 ..drawn
             };

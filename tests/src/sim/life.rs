@@ -41,7 +41,7 @@ impl World {
 
     pub(super) fn draw_next_crash(&mut self) {
         let every = self.plan.crash_every;
-        self.next_crash = NEVER;
+        (self.next_crash, self.aimed) = (NEVER, false);
         if self.calm || every == 0 || !self.all_measured() {
             return;
         }
@@ -53,6 +53,18 @@ impl World {
             return;
         };
         self.next_crash = self.base.happened + wait;
+    }
+
+    /// A superblock is being written: some plans kill the daemon before it is durable.
+    pub(super) fn aim(&mut self) {
+        let rate = self.plan.aimed_permille;
+        if rate == 0 || self.calm || !self.all_measured() || self.nested >= NESTED_MAX {
+            return;
+        }
+        let due = self.base.happened + self.rng.between(1, 6);
+        if due < self.next_crash && self.rng.chance(rate) {
+            (self.next_crash, self.aimed) = (due, true);
+        }
     }
 
     /// No crash is due any more.

@@ -102,6 +102,8 @@ pub struct Disk {
     pub size: Attr<u64>,
     /// The host's bytes.
     pub blob: Attr<Vec<u8>>,
+    /// What remote hosts claim of it.
+    pub claims: Attr<Vec<u8>>,
     /// Time of its creation.
     pub created: u64,
     /// The snapshot it is a clone of.
@@ -240,6 +242,7 @@ impl Model {
             name: Attr::new(name),
             size: Attr::new(size),
             blob: Attr::new(Vec::new()),
+            claims: Attr::new(Vec::new()),
             created: time,
             origin,
             family,
@@ -391,6 +394,7 @@ impl Model {
             disk.name.fix();
             disk.size.fix();
             disk.blob.fix();
+            disk.claims.fix();
         }
         for snap in self.snaps.values_mut().filter(|s| s.disk == uid && s.window.to < from) {
             snap.exists.fix();

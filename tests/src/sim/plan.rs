@@ -168,6 +168,8 @@ pub struct Plan {
     pub crash_every: u64,
     /// Power cuts among crashes, permille.
     pub power_permille: u32,
+    /// Kills while a superblock is being written, permille of such writes.
+    pub aimed_permille: u32,
     /// Crashes during recovery, permille of recoveries.
     pub nested_permille: u32,
     /// Segments may begin and end anywhere, not only at sectors.
@@ -223,6 +225,7 @@ impl Plan {
             odd_segments: rng.chance(200),
             last_crash: rng.chance(500),
             all_shards: false,
+            aimed_permille: 0,
             leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
             ops,
@@ -237,6 +240,8 @@ impl Plan {
         match late.below(1000) {
             0..60 => plan.storm(late),
             60..120 => plan.dawdle(late),
+            120..180 => plan.narrow(late),
+            180..280 => plan.aim(late),
             _ => {}
         }
         plan
@@ -255,6 +260,36 @@ impl Plan {
         self.latency = Latency { min_ns: 1_000, spread_ns: 900_000, ..self.latency };
         (self.crash_every, self.power_permille) = (late.pick(&[60, 150, 400]), 1000);
         self.nested_permille = late.pick(&[0, 200]);
+    }
+
+    /// The smallest journals: they wrap within moments, and are full while a consistency point is
+    /// still to commit what it has taken over.
+    fn narrow(&mut self, late: &mut Rng) {
+        self.journal_bytes = late.pick(&[16, 16, 24, 40]) << 12;
+        self.latency = Latency {
+            min_ns: 500,
+            spread_ns: late.pick(&[5_000, 100_000]),
+            flush_factor: late.pick(&[1, 20]),
+            ..self.latency
+        };
+        (self.depth, self.burst) = (late.pick(&[4, 32]), late.pick(&[1, 2, 8]));
+        self.pause_ns = late.pick(&[0, 5_000]);
+        self.mix.weights = [10, 80, late.pick(&[0, 5]), 6, 4, 0];
+        self.crash_every = late.pick(&[40, 150, 400]);
+        self.power_permille = late.pick(&[500, 1000]);
+    }
+
+    /// Kills between the writing of a superblock and the flush behind it, again in the recovery that
+    /// follows, and then a power cut: what two lives have read was never durable.
+    fn aim(&mut self, late: &mut Rng) {
+        self.traits.volatile_cache = true;
+        self.latency.flush_factor = 20;
+        self.aimed_permille = late.pick(&[500, 900]);
+        (self.crash_every, self.power_permille) = (late.pick(&[150, 1000]), 1000);
+        self.nested_permille = late.pick(&[400, 700]);
+        // Short recoveries, most of which is the consistency point at their end.
+        (self.disks, self.all_shards) = (late.pick(&[1, 2]), false);
+        (self.command_permille, self.command_weights[10]) = (late.pick(&[80, 200]), 200);
     }
 
     /// Writes of guests now and then take far longer than everything else, while snapshots are

@@ -131,6 +131,10 @@ impl World {
                 self.model.disk_mut(*uid).blob.set(blob.clone());
                 self.model.durable_since(*uid, from);
             }
+            (Intent::Claims(uid, claims), Reply::Unit) => {
+                self.model.disk_mut(*uid).claims.set(claims.clone());
+                self.model.durable_since(*uid, from);
+            }
             (Intent::Checkpoint, Reply::Unit) => {
                 for uid in self.model.live_disks() {
                     self.model.durable_since(uid, from);
@@ -185,6 +189,7 @@ impl World {
                 Intent::Label(uid, label) => self.model.snap_mut(uid).label.propose(label),
                 Intent::Rename(uid, name) => self.model.disk_mut(uid).name.propose(name),
                 Intent::Blob(uid, blob) => self.model.disk_mut(uid).blob.propose(blob),
+                Intent::Claims(uid, claims) => self.model.disk_mut(uid).claims.propose(claims),
                 Intent::Attach(_)
                 | Intent::Detach(_)
                 | Intent::Checkpoint

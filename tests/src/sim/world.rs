@@ -36,6 +36,8 @@ const LATE: u64 = 0x1A7E;
 const PATIENCE_TURNS: u64 = 400_000;
 /// Turns in a row that may change nothing.
 const STILL_TURNS: u64 = 20_000;
+/// Both superblocks, at the start of a region.
+const SUPERBLOCKS_BYTES: u64 = 8192;
 
 /// A handle that requests may use.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +92,8 @@ pub struct World {
     progress: (u64, u64),
     pub(super) nested: u32,
     pub(super) next_crash: u64,
+    /// That crash is a kill, and aimed at the writing of a superblock.
+    pub(super) aimed: bool,
     pub(super) flush_failed_at: u64,
     pub(super) errors_seen: u32,
     pub(super) no_space_seen: u64,
@@ -194,6 +198,7 @@ impl World {
             progress: (0, 0),
             nested: 0,
             next_crash: NEVER,
+            aimed: false,
             flush_failed_at: NEVER,
             errors_seen: 0,
             no_space_seen: 0,
@@ -248,7 +253,7 @@ impl World {
             self.draw_next_crash();
         }
         if self.base.happened >= self.next_crash || self.reopening_due() || self.mates_wish() {
-            let power = self.rng.chance(self.plan.power_permille);
+            let power = !self.aimed && self.rng.chance(self.plan.power_permille);
             self.crash(if power { Crash::Power } else { Crash::Kill })?;
             return Ok(());
         }
@@ -374,6 +379,9 @@ impl World {
             });
             self.base.start(&io, region + io.offset, &segs, now);
             self.segs = segs;
+            if io.op == lamina_bdev::BaseOp::Write && io.offset < SUPERBLOCKS_BYTES {
+                self.aim();
+            }
         }
         Ok(())
     }
@@ -396,7 +404,9 @@ impl World {
 
     /// Virtual time goes to the next thing that happens.
     fn pass_time(&mut self) -> Result<(), String> {
-        if self.any_busy() || self.plan.idle_ticks && self.rng.chance(300) {
+        // Not for ever: a run out of bytes instead of a seed may draw the same again and again.
+        let idle = self.plan.idle_ticks && self.step - self.progress.1 < STILL_TURNS / 20;
+        if self.any_busy() || idle && self.rng.chance(300) {
             self.now += self.rng.between(200, 3_000);
             return Ok(());
         }

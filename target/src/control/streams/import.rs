@@ -60,7 +60,7 @@ impl Drop for Importing<'_> {
 
 impl Control {
     /// True while a stream is being imported into the disk.
-    pub(in crate::control) fn is_importing(&self, disk: Uuid) -> bool {
+    pub fn is_importing(&self, disk: Uuid) -> bool {
         unpoisoned(self.importing.lock()).contains(&disk)
     }
 

@@ -1,0 +1,95 @@
+//! A node cache that holds a tenth of the metadata, under reads as skewed as real ones are.
+
+use anyhow::Result;
+use lamina_bdev::Config;
+
+use super::{Options, goal};
+use crate::clock;
+use crate::engine::rig::Rig;
+use crate::goals::Goal;
+use crate::load::{Load, Pattern, run};
+use crate::memory::Memory;
+use crate::random::Random;
+use crate::report::cost;
+use crate::store::{Store, Verb};
+
+/// Blocks of the disk; its leaves have 32 MiB.
+const BLOCKS: u32 = 4 << 20;
+const METADATA: usize = BLOCKS as usize / 512 * 4096;
+const EXPONENT: f64 = 1.1;
+/// Reads of one run.
+const READS: usize = 400_000;
+
+/// Blocks drawn so that the one of rank r comes with a weight of 1 / r^1.1; ranks are scattered over
+/// the disk.
+pub fn zipf(blocks: u32, reads: usize, random: &mut Random) -> Vec<u32> {
+    let order = random.permutation(blocks);
+    let mut sum = 0.0;
+    let sums: Vec<f64> = (1..=blocks)
+        .map(|rank| {
+            sum += f64::from(rank).powf(-EXPONENT);
+            sum
+        })
+        .collect();
+    let parts = 1u64 << 31;
+    (0..reads)
+        .map(|_| {
+            let at = random.below(parts) as f64 / parts as f64 * sum;
+            order[sums.partition_point(|&upto| upto < at).min(order.len() - 1)]
+        })
+        .collect()
+}
+
+fn filled(cache_bytes: usize) -> Result<Rig> {
+    let config = Config { cache_bytes, ..Config::default() };
+    let bytes = u64::from(BLOCKS) * 4096;
+    let mut rig = Rig::on(Memory::sparse((bytes + bytes / 4) as usize)?, config)?;
+    rig.leave_data();
+    rig.create(bytes)?;
+    let all: Vec<u32> = (0..(bytes / (128 << 10)) as u32).collect();
+    let pattern = Pattern::Once(all.iter());
+    let mut load = Load { verb: Verb::Write, depth: 16, len: 128 << 10, pattern, time_ns: None };
+    run(&mut rig, &mut load, None)?;
+    rig.settle()?;
+    Ok(rig)
+}
+
+/// The rate of reads with a tenth in the cache, to all of it.
+pub fn measure(options: &Options) -> Result<Vec<Goal>> {
+    clock::on_core(options.target_core, || -> Result<Vec<Goal>> {
+        let (mut tenth, mut all) = (filled(METADATA / 10)?, filled(2 * METADATA)?);
+        let mut random = Random::new(5);
+        let mut ratios = Vec::new();
+        for round in 0..=options.rounds {
+            let list = zipf(BLOCKS, READS, &mut random);
+            let one = |rig: &mut Rig| {
+                let pattern = Pattern::Once(list.iter());
+                let load = Load { verb: Verb::Read, depth: 64, len: 4096, pattern, time_ns: None };
+                run(rig, &mut { load }, None)
+            };
+            let (a, b) = (one(&mut tenth)?, one(&mut all)?);
+            // The first round warms both caches.
+            if round > 0 {
+                ratios.push(cost(&b) / cost(&a));
+            }
+        }
+        let what = "rate of zipf 1.1 reads, node cache of 10 % of the metadata, to all (RAM base)";
+        Ok(vec![goal(what, ratios, "", 0.8, true)?])
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_blocks_take_most_reads() {
+        let list = zipf(100_000, 20_000, &mut Random::new(1));
+        let mut counts = std::collections::BTreeMap::new();
+        list.iter().for_each(|block| *counts.entry(block).or_insert(0u32) += 1);
+        let mut most: Vec<u32> = counts.into_values().collect();
+        most.sort_unstable_by(|a, b| b.cmp(a));
+        let head: u32 = most.iter().take(1000).sum();
+        assert!((0.6..0.9).contains(&(f64::from(head) / 20_000.0)), "{head}");
+    }
+}

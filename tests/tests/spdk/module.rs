@@ -1,0 +1,150 @@
+//! The module inside SPDK, seen from SPDK's side: bdevs that come, change and go, I/O from other
+//! threads, a base that is pulled out, and SPDK's own verifying programs on a disk.
+
+use std::time::{Duration, Instant};
+
+use super::app::{App, MIB, Tool, malloc, ready, ready_with, spdk_program};
+use lamina_tests::client::{Device, Options, Request, lock, wait};
+use serde_json::{Value, json};
+
+const PERF: &str = "build/examples/bdevperf";
+const IO: &str = "test/bdev/bdevio/bdevio";
+
+#[test]
+fn disks_are_bdevs_that_come_change_and_go() {
+    if !ready("disks_are_bdevs_that_come_change_and_go") {
+        return;
+    }
+    let app = App::start(Tool::Target, &[malloc(256, 512)]);
+    app.create_store("Malloc0");
+    let uuid = app.create_disk("a", 64);
+    let bdev = app.bdev("pool/a").expect("a disk is a bdev");
+    assert_eq!(bdev["name"], uuid.as_str());
+    assert_eq!((&bdev["uuid"], &bdev["product_name"]), (&json!(uuid), &json!("Lamina disk")));
+    assert_eq!(bdev["block_size"], 512);
+    assert_eq!(bdev["num_blocks"], 64 * MIB / 512);
+    assert_eq!(bdev["driver_specific"]["lamina"]["store"], "pool");
+    for (kind, can) in [("read", true), ("flush", true), ("unmap", true), ("compare", false)] {
+        assert_eq!(bdev["supported_io_types"][kind], can, "{kind}");
+    }
+    assert_eq!(app.bdev("Malloc0").expect("the base")["claimed"], true);
+
+    app.ask("lamina_bdev_lvol_resize", json!({"name": "a", "size": 96 * MIB}));
+    assert_eq!(app.bdev("pool/a").expect("still there")["num_blocks"], 96 * MIB / 512);
+    app.ask("lamina_bdev_lvol_rename", json!({"old_name": "a", "new_name": "b"}));
+    assert!(app.bdev("pool/a").is_none() && app.bdev("pool/b").is_some());
+
+    app.snapshot("b", "one");
+    app.clone_of("b@one", "c");
+    assert_eq!(app.bdev("pool/c").expect("a clone is a bdev")["num_blocks"], 96 * MIB / 512);
+    let error = app.try_ask("lamina_bdev_lvol_create", json!({"lvol_name": "c", "size": MIB}));
+    assert_eq!(error.expect_err("the name is taken").code, -17);
+
+    // What is exported is in use; what is not vanishes.
+    let _socket = app.export("pool/b");
+    let used = app.try_ask("lamina_bdev_lvol_delete", json!({"name": "b"}));
+    if let Err(error) = used {
+        assert_eq!(error.code, -16, "{}", error.message);
+        app.ask("vhost_delete_controller", json!({"ctrlr": "pool-b.sock"}));
+        app.ask("lamina_bdev_lvol_delete", json!({"name": "b"}));
+    }
+    assert!(app.bdev("pool/b").is_none());
+    app.ask("lamina_store_close", json!({"name": "pool"}));
+    assert!(app.bdev("pool/c").is_none());
+    assert_eq!(app.bdev("Malloc0").expect("the base")["claimed"], false);
+    app.ask("lamina_store_open", json!({"path": "Malloc0"}));
+    assert!(app.bdev("pool/c").is_some());
+    drop(app.into_folder());
+}
+
+/// Runs a program of SPDK that waits to be told, and gives its answer.
+fn performed(place: &str, arguments: &[&str], params: Value) -> (App, Value) {
+    let app = App::start(Tool::Preloaded(place, arguments), &[malloc(256, 4096)]);
+    app.create_store("Malloc0");
+    app.create_disk("d", 96);
+    let answer = app.ask("perform_tests", params);
+    (app, answer)
+}
+
+#[test]
+fn bdevperf_finds_what_it_wrote() {
+    if !ready_with("bdevperf_finds_what_it_wrote", PERF) {
+        return;
+    }
+    for workload in ["verify", "reset", "unmap", "write_zeroes", "flush"] {
+        let arguments = ["-z", "-q", "32", "-o", "4096", "-w", workload, "-t", "2", "-T", "pool/d"];
+        let (app, answer) = performed(PERF, &arguments, Value::Null);
+        let job = &answer["results"][0];
+        assert_eq!(job["status"], "finished", "{workload}: {answer}");
+        assert_eq!((&job["io_failed"], &job["io_timeout"]), (&json!(0), &json!(0)), "{workload}");
+        assert!(job["iops"].as_f64().is_some_and(|iops| iops > 100.0), "{workload}: {answer}");
+        if workload == "verify" {
+            // The shard went to the thread that its I/O comes from, and home again.
+            let (local, sent) = (app.counter("io_local"), app.counter("io_sent"));
+            assert!(local > 10 * sent, "{local} local, {sent} sent");
+            assert!(app.counter("moves") >= 1);
+        }
+    }
+}
+
+#[test]
+fn bdevio_passes() {
+    if !ready_with("bdevio_passes", IO) {
+        return;
+    }
+    // It wants three cores; the machine may have fewer.
+    let arguments = ["-w", "-m", "--lcores=0@0,1@1,2@1"];
+    let (app, answer) = performed(IO, &arguments, json!({"name": "pool/d"}));
+    assert_eq!(answer, json!(0), "failures\n{}", app.log());
+}
+
+#[test]
+fn an_unmodified_spdk_tgt_takes_the_library() {
+    const TARGET: &str = "build/bin/spdk_tgt";
+    if !ready_with("an_unmodified_spdk_tgt_takes_the_library", TARGET) {
+        return;
+    }
+    let app = App::start(Tool::Preloaded(TARGET, &[]), &[malloc(128, 4096)]);
+    app.create_store("Malloc0");
+    app.create_disk("d", 16);
+    assert!(app.bdev("pool/d").is_some());
+    let methods = app.ask("rpc_get_methods", json!({}));
+    for name in ["lamina_store_create", "lamina_tree", "lamina_bdev_lvol_clone", "bdev_lvol_create"]
+    {
+        let there = methods.as_array().is_some_and(|all| all.contains(&json!(name)));
+        assert!(there, "{name} is missing");
+    }
+    drop(app.into_folder());
+}
+
+#[test]
+fn a_base_pulled_out_is_an_error_on_its_disks() {
+    if !ready("a_base_pulled_out_is_an_error_on_its_disks") {
+        return;
+    }
+    let app = App::start(Tool::Target, &[malloc(128, 4096)]);
+    app.create_store("Malloc0");
+    app.create_disk("d", 32);
+    let socket = app.export("pool/d");
+    let device = Device::connect(&socket, Options::default()).expect("SPDK's vhost listens");
+    let queue = device.queue(0);
+    let mut write = |at: u64| {
+        let slot = lock(&queue).free_slot().expect("nothing in flight");
+        lock(&queue).submit(slot, Request::Write { offset: at, data: &[7; 4096] });
+        wait(&queue).good
+    };
+    assert!(write(0) && write(MIB));
+    app.ask("bdev_malloc_delete", json!({"name": "Malloc0"}));
+    assert!(app.bdev("Malloc0").is_none(), "it is held");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while write(2 * MIB) {
+        assert!(Instant::now() < deadline, "writes go well without a base");
+    }
+    assert!(!write(0), "an error stays one");
+    assert!(app.bdev("pool/d").is_some(), "the disk is still there, with its errors");
+    app.ask("vhost_delete_controller", json!({"ctrlr": "pool-d.sock"}));
+    app.ask("lamina_store_close", json!({"name": "pool", "force": true}));
+    assert!(app.bdev("pool/d").is_none());
+    drop(app.into_folder());
+    assert!(spdk_program("no/such/program").is_none());
+}
