@@ -1,6 +1,6 @@
 //! The only words the engine speaks with the world below: operations on the base device.
 
-use crate::{Seg, Tag};
+use crate::{Engine, Seg, Tag};
 
 /// Kind of base operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +49,19 @@ impl BaseIo {
             guest: false,
             source: (0, 0),
         }
+    }
+}
+
+/// For a host that prepares for what it is about to be asked.
+impl Engine {
+    /// Base operations that [`Engine::next_io`] has not given out yet.
+    pub fn waiting_io(&self) -> usize {
+        self.io.len()
+    }
+
+    /// The operation that [`Engine::next_io`] gives out after `place` others.
+    pub fn coming_io(&self, place: usize) -> Option<&BaseIo> {
+        self.io.get(place)
     }
 }
 

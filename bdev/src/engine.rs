@@ -446,17 +446,6 @@ impl Engine {
         Some(io)
     }
 
-    /// Base operations that [`Engine::next_io`] has not given out yet.
-    pub fn waiting_io(&self) -> usize {
-        self.io.len()
-    }
-
-    /// The operation that [`Engine::next_io`] gives out after `place` others, for a host that
-    /// prepares for it.
-    pub fn coming_io(&self, place: usize) -> Option<&BaseIo> {
-        self.io.get(place)
-    }
-
     /// The next request that is done.
     pub fn next_done(&mut self) -> Option<Done> {
         self.done.pop()

@@ -128,7 +128,36 @@ fn success_goes_with_the_data_when_there_is_no_flow_control() {
         let [Reply::Data { flags, .. }, Reply::Response(end)] = rig.replies()[..] else { panic!() };
         assert_eq!((flags, end.dw0, end.cid, end.sq_head), (FLAG_LAST, 5, 3, 0xffff));
         rig.finish_whole();
+        // Nor is the flag used where it is turned off.
+        let mut rig = Rig::new(Limits { success_flag: false, ..Limits::default() });
+        rig.initialize(builder);
+        rig.conn.set_sq(4, false);
+        rig.command(&read(2, 512), &[]);
+        let [Reply::Data { flags, .. }, Reply::Response(end)] = rig.replies()[..] else { panic!() };
+        assert_eq!((flags, end.cid), (FLAG_LAST, 2));
+        rig.finish_whole();
     }
+}
+
+#[test]
+fn an_identifier_that_is_not_guarded_may_be_used_again() {
+    let mut rig = Rig::open(Limits::default(), NO_DIGESTS, 8);
+    rig.hold = true;
+    rig.command(&flush(5), &[]);
+    let parked = rig.held.pop().expect("a command");
+    rig.conn.park(parked);
+    rig.command(&flush(5), &[]);
+    rig.command(&flush(5), &[]);
+    let [Reply::Response(refused)] = rig.replies()[..] else { panic!("one answer") };
+    assert_eq!(refused.status.code(), Status::COMMAND_ID_CONFLICT.code(), "the second is guarded");
+    assert_eq!(rig.held.len(), 1);
+    rig.conn.forget(parked, &mut rig.pool);
+    rig.serve();
+    assert_eq!(rig.replies(), [], "no answer for the one that was forgotten");
+    rig.answer_held();
+    let [Reply::Response(end)] = rig.replies()[..] else { panic!("one answer") };
+    assert_eq!((end.cid, end.status), (5, Status::SUCCESS));
+    rig.finish_whole();
 }
 
 #[test]

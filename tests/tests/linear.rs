@@ -48,7 +48,8 @@ impl Contest {
         daemon.create_disk("vm", 4);
         let socket = daemon.export_queues("vm", false, CLIENTS);
         let data_bytes = BLOCKS_MAX * BLOCK;
-        let options = Options { queues: CLIENTS, slots: SLOTS, data_bytes, packed };
+        let options =
+            Options { queues: CLIENTS, slots: SLOTS, data_bytes, packed, ..Options::default() };
         let device = Device::connect(&socket, options).unwrap_or_else(|why| panic!("{why}"));
         let blocks_max = number("LAMINA_LINEAR_BLOCKS", BLOCKS_MAX as u64) as usize;
         let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));

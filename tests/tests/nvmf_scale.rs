@@ -169,5 +169,5 @@ fn many_hosts_share_several_reactors() {
     drop((queues, controllers));
     exported.wait_until_alone();
     assert_eq!(exported.stats()["connections"], idle.0["connections"]);
-    exported.wait_until("descriptors are closed", |e| e.daemon.descriptors() == idle.1);
+    exported.wait_until("descriptors are closed", |e| e.daemon.descriptors() <= idle.1);
 }

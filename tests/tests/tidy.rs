@@ -35,6 +35,7 @@ const UNSAFE_FILES: &[&str] = &[
     "target/src/base/uring.rs",
     "target/src/control/random.rs",
     "target/src/eventfd.rs",
+    "target/src/mem/far.rs",
     "target/src/mem/guest.rs",
     "target/src/mem/hugepage.rs",
     "target/src/mem/sigbus.rs",

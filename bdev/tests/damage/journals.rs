@@ -62,6 +62,13 @@ pub const JOURNALS: &[Case] = &[
         let block = s.journal(s.tail() + 2);
         s.edit(block, FRONT, |b| b[194..196].fill(0));
     }),
+    serves("journal: a record on two leaves", SOLO_AND_WELL, Journal, "outside the disk", |s| {
+        let block = s.journal(s.tail() + 2);
+        s.edit(block, FRONT, |b| {
+            b[194..196].copy_from_slice(&[2, 0]);
+            put(b, 192 + 8, 511);
+        });
+    }),
     serves("journal: two records of one block", SOLO_AND_WELL, Journal, "two journal", |s| {
         let (from, to) = (s.journal(s.tail() + 1), s.journal(s.tail() + 2));
         let pba = s.u64_at(from, 192 + 16);

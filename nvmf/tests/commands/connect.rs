@@ -1,8 +1,8 @@
 //! Connect (Base 2.1, 6.3).
 
-use lamina_nvmf::controller::TlsIdentity;
+use lamina_nvmf::controller::{Answer, TlsIdentity};
 use lamina_nvmf::subsystem::Host;
-use lamina_nvmf::wire::Status;
+use lamina_nvmf::wire::{Command, Status};
 
 use crate::rig::{ConnectWith, ENABLE, HOST, OTHER_HOST, Rig, SUBSYSTEM, address, nqn};
 
@@ -263,4 +263,21 @@ fn controllers_are_bounded() {
     }
     let (status, _) = refused(&mut rig, &ConnectWith::default());
     assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY);
+}
+
+#[test]
+fn a_queue_that_is_disconnected_is_free_at_once() {
+    let mut rig = Rig::new();
+    let key = rig.host();
+    rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+    let disconnect = Command { opcode: 0x7f, nsid: 8, ..Command::default() };
+    let mut ends = |cdw10| {
+        let answer = rig.forwarded(key, 1, &Command { cdw10, ..disconnect }, &[]);
+        let Answer::Reply(reply) = answer else { panic!("{answer:?}") };
+        reply.completion.status
+    };
+    assert_eq!(ends(1), Status::CONNECT_INCOMPATIBLE_FORMAT.dnr());
+    assert_eq!(ends(0), Status::SUCCESS);
+    assert_eq!(ends(0), Status::ABORTED_SQ_DELETION, "it is no queue any more");
+    rig.connect(&ConnectWith::io(1, 1)).expect("its number is free");
 }

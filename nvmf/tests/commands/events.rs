@@ -170,3 +170,21 @@ fn tables_are_published_with_every_change() {
     assert_eq!(newer.get(2).expect("there").ana, AnaState::Inaccessible);
     assert_eq!(newer.get(1).expect("there").ana, AnaState::Optimized);
 }
+
+#[test]
+fn a_command_that_takes_the_identifier_of_a_held_request_ends_it_in_silence() {
+    let mut rig = Rig::new();
+    let key = rig.host();
+    for cid in [7, 8] {
+        assert_eq!(ask(&mut rig, key, cid), Answer::Hold);
+    }
+    rig.take_actions();
+    let other = Command { cid: 7, ..log(4, 4096, 0) };
+    assert!(matches!(rig.answer(key, &other), Answer::Reply(_)), "it is carried out");
+    let actions = rig.take_actions();
+    assert!(matches!(actions[..], [Action::Forget { controller, .. }] if controller == key));
+    add_disk(&mut rig, 2);
+    assert_eq!(rig.responded().len(), 1, "the other one is still held");
+    add_disk(&mut rig, 3);
+    assert_eq!(rig.responded().len(), 0, "there is none left");
+}

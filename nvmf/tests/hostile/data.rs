@@ -141,8 +141,9 @@ fn data_with_the_tag_of_another_command() {
 fn data_that_comes_before_it_is_asked_for() {
     for builder in digests() {
         let (mut rig, _) = prepare(Base::Read, builder, Cut::Whole);
-        let tags: Vec<u16> = (0..4).map(|cid| rig.ask(cid, 20_000)).collect();
-        let next = tags[3] + (tags[3] - tags[2]);
+        // All large buffers but the one that is kept for other data.
+        let tags: Vec<u16> = (0..3).map(|cid| rig.ask(cid, 20_000)).collect();
+        let next = tags[2] + (tags[2] - tags[1]);
         rig.command(&crate::rig::write(CID, lamina_nvmf::wire::Sgl::transport(20_000)), &[]);
         assert!(rig.conn.wants_buffer());
         let mut pdu = Vec::new();

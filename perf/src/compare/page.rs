@@ -82,12 +82,13 @@ fn line(row: &Measured, of: &OfPeer) -> Option<String> {
     };
     let k = |value: f64| format!("{:.0}", value / 1000.0);
     Some(format!(
-        "| {name} | {} | {} ({}..{}) | {latency} | {:.0} | {by} |\n",
+        "| {name} | {} | {} ({}..{}) | {latency} | {:.0} | {:.0} % | {by} |\n",
         of.peer,
         k(iops.median),
         k(iops.min),
         k(iops.max),
-        cpu.median
+        cpu.median,
+        of.waited() * 100.0
     ))
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::Measured;
 
@@ -56,8 +57,8 @@ fn draw(
             area.draw(&Rectangle::new(bar, colour.mix(0.75).filled()))?;
             let whisker = vec![(x(spread.min), middle), (x(spread.max), middle)];
             area.draw(&PathElement::new(whisker, BLACK.stroke_width(1)))?;
-            let name_x = LEFT - 8 * of.peer.len().min(24) as i32;
-            area.draw(&Text::new(of.peer.clone(), (name_x, y + 4), text(14)))?;
+            let name = text(14).pos(Pos::new(HPos::Right, VPos::Top));
+            area.draw(&Text::new(of.peer.clone(), (LEFT - 8, y + 4), name))?;
             let figure = format!("{:.1}", spread.median / 1000.0);
             area.draw(&Text::new(figure, (RIGHT + 10, y + 4), text(14)))?;
             y += BAR as i32;

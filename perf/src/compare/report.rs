@@ -47,6 +47,11 @@ impl OfPeer {
         Spread::of(self.figures.iter().map(|figure| figure.iops).collect())
     }
 
+    /// The largest share of a run spent waiting for a core.
+    pub fn waited(&self) -> f64 {
+        self.figures.iter().map(|figure| figure.waited).fold(0.0, f64::max)
+    }
+
     /// CPU time of a request, nanoseconds.
     pub fn cpu_ns(&self) -> Option<Spread> {
         Spread::of(self.figures.iter().map(|figure| figure.cpu_ns).collect())
@@ -211,7 +216,7 @@ fn line(row: &Measured, of: &OfPeer) -> Option<String> {
         text += &format!("{:>7.2} us", 1e6 / iops.median);
     }
     text += &format!("{:>8.0} ns CPU ({:.0}..{:.0})", cpu.median, cpu.min, cpu.max);
-    let waited = of.figures.iter().map(|figure| figure.waited).fold(0.0, f64::max);
+    let waited = of.waited();
     if waited > 0.05 {
         text += &format!(" [up to {:.0} % waiting for a core]", waited * 100.0);
     }

@@ -163,7 +163,8 @@ impl Rig {
     /// From now on each turn takes a microsecond of the engine's time: the same calls, the same
     /// instructions.
     pub fn fix_clock(&mut self) {
-        self.ticks = Some(clock::wall_ns());
+        // Later than any time the engine has seen, and the same in every run.
+        self.ticks = Some(1 << 45);
     }
 
     /// Serves one operation of the engine at once.

@@ -149,7 +149,7 @@ impl Attacker {
             let byte = IC_HEADER.get(*at).copied().unwrap_or(0);
             *at += 1;
             match socket.write(&[byte]) {
-                Ok(_) => true,
+                Ok(sent) => sent > 0,
                 Err(e) => e.kind() == ErrorKind::WouldBlock,
             }
         });

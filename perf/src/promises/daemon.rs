@@ -1,5 +1,9 @@
 //! laminad with its clients on vhost-user sockets: flush storms, sleep, memory.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -236,10 +240,42 @@ pub fn idle(options: &Options) -> Result<Vec<Goal>> {
         shares.push(spent as f64 * 100.0 / (clock::wall_ns() - wall) as f64);
     }
     let woken = clock::on_core(options.client_core, || wake(&mut connections, memory))??;
+    let core = options.target_core;
+    let thread = clock::on_core(options.client_core, || wake_thread(core))??;
+    eprintln!("goals: waking a thread of core {core} takes {thread:.0} us without any daemon");
     Ok(vec![
         goal("idle daemon with 100 disks and clients, of a core", shares, " %", 1.0, false)?,
         goal("a read that wakes the reactor, median", vec![woken], " us", 30.0, false)?,
     ])
+}
+
+/// Median time until a thread that sleeps on another core has taken a byte, microseconds: what this
+/// machine takes by itself.
+fn wake_thread(core: usize) -> Result<f64> {
+    let (mut ours, mut theirs) = UnixStream::pair()?;
+    let taken = Arc::new(AtomicU64::new(0));
+    let seen = taken.clone();
+    let sleeper = std::thread::spawn(move || -> Result<()> {
+        clock::pin(core)?;
+        let mut byte = [0];
+        while theirs.read(&mut byte)? > 0 {
+            seen.fetch_add(1, Ordering::Release);
+        }
+        Ok(())
+    });
+    let mut times = Histogram::default();
+    for number in 1..=200 {
+        std::thread::sleep(Duration::from_millis(3));
+        let begun = clock::wall_ns();
+        ours.write_all(&[0])?;
+        while taken.load(Ordering::Acquire) < number && !sleeper.is_finished() {
+            std::hint::spin_loop();
+        }
+        times.add(clock::wall_ns() - begun);
+    }
+    drop(ours);
+    sleeper.join().map_err(|_| anyhow::anyhow!("the sleeping thread has ended"))??;
+    Ok(times.quantile(0.5) as f64 / 1000.0)
 }
 
 /// Median time of a read after some idle milliseconds, microseconds.

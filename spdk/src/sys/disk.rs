@@ -74,7 +74,7 @@ impl<B: Backend> Disk<B> {
         bdev.phys_blocklen = lamina_bdev::BLOCK_SIZE as u32;
         bdev.blockcnt = spec.bytes / u64::from(spec.block_bytes);
         bdev.max_num_segments = spec.segs_max;
-        bdev.max_segment_size = u32::MAX & !4095;
+        bdev.max_segment_size = !4095;
         bdev.uuid.u.raw = spec.uuid;
         bdev.reset_io_drain_timeout = ffi::SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE as u16;
         bdev.fn_table = const { &Self::TABLE };

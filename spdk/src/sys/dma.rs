@@ -42,7 +42,7 @@ impl DeviceAlloc {
                 layout.size(),
                 layout.align(),
                 std::ptr::null_mut(),
-                ffi::SPDK_ENV_NUMA_ID_ANY as i32,
+                ffi::SPDK_ENV_NUMA_ID_ANY,
                 ffi::SPDK_MALLOC_DMA,
             )
         };
@@ -112,7 +112,7 @@ impl DmaBuffer {
                 len.max(1),
                 DEVICE_ALIGN,
                 std::ptr::null_mut(),
-                ffi::SPDK_ENV_NUMA_ID_ANY as i32,
+                ffi::SPDK_ENV_NUMA_ID_ANY,
                 ffi::SPDK_MALLOC_DMA,
             )
         };

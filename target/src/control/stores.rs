@@ -276,7 +276,7 @@ impl Control {
         match available_bytes(false) {
             Some(available) if need > available => {
                 let why = format!(
-                    "{shards} shards take {need} bytes of memory, and {available} are available: use fewer shards, or a smaller --cache-size"
+                    "{shards} shard(s) take {need} bytes of memory, and {available} are available: use fewer shards, or a smaller --cache-size"
                 );
                 Err(Error::new(ErrorKind::NoSpace, why))
             }

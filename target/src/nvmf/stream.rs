@@ -183,8 +183,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut stream = Stream::new(listener.accept().unwrap().0).unwrap();
-        assert!(sockopt::get_socket_keepalive(&stream).unwrap(), "a dead host is noticed");
-        assert_eq!(sockopt::get_tcp_keepidle(&stream).unwrap(), IDLE);
+        assert!(sockopt::socket_keepalive(&stream).unwrap(), "a dead host is noticed");
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), IDLE);
         let mut space = [0; 16];
         assert_eq!(stream.read(&mut space, &mut []).unwrap(), Moved::Later);
         client.write_all(b"hello").unwrap();

@@ -17,10 +17,10 @@ use crate::mem::far::{self, LINE};
 use crate::vhost::Submit;
 
 /// Operations that wait behind the newest while their blocks come.
-const LAG: usize = 3;
-/// Lines asked for at a time: more than a core keeps in flight would make it wait. A request has
-/// four steps, so that its share is a block.
-const LINES: usize = 16;
+const LAG: usize = 5;
+/// Lines asked for at a time: about as many as a core keeps in flight; more make it wait. A request
+/// has four steps, which is more than its block needs.
+const LINES: usize = 32;
 /// Bytes of an operation worth asking for: of a longer one the rest is seen coming.
 const AHEAD_BYTES: usize = 4096;
 /// Blocks asked for at a time, the oldest forgotten: it has been copied by now.
@@ -79,6 +79,7 @@ impl Submit for Feed<'_> {
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool {
         let before = self.engine.waiting_io();
         let taken = self.engine.submit(request, segs);
+        // Others take their operations once a turn.
         let Base::Ram(ram) = &mut *self.base else { return taken };
         let started = self.engine.waiting_io() - before;
         for place in before..before + started {
@@ -121,7 +122,15 @@ fn run(engine: &mut Engine, ram: &mut RamBase, segs: &mut Vec<Seg>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lamina_bdev::{
+        Command, Config, EngineState, FormatParams, Handle, LABEL_BYTES, Name, Op, Reply, Status,
+        Target, Uuid, format_plan, read_label,
+    };
+
     use super::*;
+    use crate::base::{RamDevice, Region};
 
     #[test]
     fn every_line_is_asked_for_once_and_the_oldest_block_is_forgotten() {
@@ -141,5 +150,130 @@ mod tests {
         }
         assert_eq!(ahead.next - ahead.first, SPANS);
         assert_eq!(ahead.spans[ahead.first % SPANS], (1 << 20, (1 << 20) + AHEAD_BYTES));
+    }
+
+    const DEVICE_BYTES: u64 = 64 << 20;
+    const BLOCK: usize = 4096;
+
+    struct Rig {
+        engine: Engine,
+        base: Base,
+        ahead: Ahead,
+        segs: Vec<Seg>,
+        now: u64,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let device = Arc::new(RamDevice::new(DEVICE_BYTES).unwrap());
+            let params = FormatParams {
+                uuid: Uuid([7; 16]),
+                name: Name::new("store").unwrap(),
+                device_bytes: DEVICE_BYTES,
+                shards: 1,
+                journal_bytes: 0,
+                time: 1,
+            };
+            for write in format_plan(&params).unwrap() {
+                device.write_at(&write.bytes, write.offset);
+            }
+            let mut first = vec![0; LABEL_BYTES];
+            device.read_at(&mut first, 0);
+            let label = read_label(&first, DEVICE_BYTES).unwrap();
+            let region = Region { offset: label.first_region, len: label.region_bytes };
+            let base = RamBase::new(device, region);
+            let config = Config { slots: 64, cache_bytes: 4 << 20 };
+            let engine = Engine::open(config, base.traits(), &label, 0);
+            let (ahead, segs) = (Ahead::default(), Vec::new());
+            let mut rig = Rig { engine, base: Base::Ram(base), ahead, segs, now: 0 };
+            while rig.engine.state() == EngineState::Opening {
+                rig.turn();
+            }
+            rig
+        }
+
+        /// What a shard's turn does after it has fed the engine.
+        fn turn(&mut self) {
+            self.now += 1_000_000;
+            self.engine.tick(self.now);
+            let Base::Ram(ram) = &mut self.base else { unreachable!("made so") };
+            while self.engine.waiting_io() > 0 {
+                run(&mut self.engine, ram, &mut self.segs);
+            }
+            self.base.enter();
+        }
+
+        fn disk(&mut self, size: u64) -> Handle {
+            let (name, uuid) = (Name::new("disk").unwrap(), Uuid([8; 16]));
+            self.engine.command(1, Command::CreateDisk { name, uuid, size, from: None, time: 2 });
+            let Reply::Disk(disk) = self.reply() else { panic!("no disk") };
+            self.engine.command(2, Command::Attach(Target::Disk(disk)));
+            let Reply::Handle(handle) = self.reply() else { panic!("no handle") };
+            handle
+        }
+
+        fn reply(&mut self) -> Reply {
+            loop {
+                if let Some((_, reply)) = self.engine.next_reply() {
+                    return reply.unwrap();
+                }
+                self.turn();
+            }
+        }
+
+        fn submit(&mut self, handle: Handle, op: Op, block: usize, memory: &mut [u8]) {
+            // In two pieces, so that operations are gathered too.
+            let (first, second) = memory.split_at_mut(512);
+            let seg = |bytes: &mut [u8]| Seg {
+                addr: bytes.as_mut_ptr().expose_provenance(),
+                len: bytes.len(),
+            };
+            let segs = [seg(first), seg(second)];
+            let (offset, len) = ((block * BLOCK) as u64, memory.len() as u64);
+            let request = Request { cookie: 0, handle, op, offset, len, fua: false };
+            let Rig { engine, base, ahead, segs: room, .. } = self;
+            assert!(Feed { engine, base, ahead, segs: room }.submit(&request, &segs));
+        }
+
+        fn finish(&mut self, count: usize) {
+            let mut done = 0;
+            while done < count {
+                self.turn();
+                while let Some(answer) = self.engine.next_done() {
+                    assert_eq!(answer.status, Status::Ok);
+                    done += 1;
+                }
+            }
+        }
+    }
+
+    /// Holes, overwrites and reads right behind them, more than wait at a time.
+    #[test]
+    fn a_pipeline_answers_as_one_request_at_a_time_does() {
+        const BLOCKS: usize = 32;
+        let mut rig = Rig::new();
+        let handle = rig.disk(1 << 20);
+        let content = |block: usize, round: usize| (block * 7 + round * 101 + 1) as u8;
+        for round in 0..3 {
+            let mut writes: Vec<_> =
+                (0..BLOCKS).map(|block| vec![content(block, round); BLOCK]).collect();
+            for (block, memory) in writes.iter_mut().enumerate() {
+                rig.submit(handle, Op::Write, block, memory);
+            }
+            rig.finish(BLOCKS);
+            let mut reads = vec![vec![0; BLOCK]; BLOCKS];
+            let mut over = vec![vec![0xaa; BLOCK]; BLOCKS];
+            for (block, over) in over.iter_mut().enumerate().take(BLOCKS / 2) {
+                rig.submit(handle, Op::Read, block, &mut reads[block]);
+                rig.submit(handle, Op::Write, block, over);
+                rig.submit(handle, Op::Read, block, &mut reads[BLOCKS - 1 - block]);
+            }
+            assert!(rig.engine.waiting_io() <= LAG, "the oldest are carried out at once");
+            rig.finish(BLOCKS / 2 * 3);
+            for (block, over) in over.iter().enumerate().take(BLOCKS / 2) {
+                assert_eq!(reads[block], writes[block], "before the overwrite");
+                assert_eq!(&reads[BLOCKS - 1 - block], over, "after it");
+            }
+        }
     }
 }

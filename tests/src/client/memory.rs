@@ -24,7 +24,20 @@ impl Memory {
     /// # Errors
     /// What memfd_create(2), ftruncate(2) or mmap(2) say.
     pub fn new(len: usize) -> io::Result<Memory> {
-        let file = File::from(memfd_create("lamina-client", MemfdFlags::CLOEXEC)?);
+        Memory::of(len, MemfdFlags::CLOEXEC)
+    }
+
+    /// The same of hugepages of 2 MiB, whole ones, which some devices want.
+    ///
+    /// # Errors
+    /// As [`Memory::new`]; also if there are not enough hugepages.
+    pub fn huge(len: usize) -> io::Result<Memory> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        Memory::of(len.next_multiple_of(2 << 20), flags)
+    }
+
+    fn of(len: usize, flags: MemfdFlags) -> io::Result<Memory> {
+        let file = File::from(memfd_create("lamina-client", flags)?);
         file.set_len(len as u64)?;
         let map = MmapOptions::new().map_raw(&file)?;
         Ok(Memory { file, map })

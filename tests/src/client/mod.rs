@@ -58,11 +58,13 @@ pub struct Options {
     pub data_bytes: usize,
     /// Packed rings instead of split ones.
     pub packed: bool,
+    /// Hugepages of 2 MiB for its memory: SPDK's vhost serves no other.
+    pub huge: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { queues: 1, slots: 32, data_bytes: 64 << 10, packed: false }
+        Options { queues: 1, slots: 32, data_bytes: 64 << 10, packed: false, huge: false }
     }
 }
 
@@ -89,7 +91,8 @@ impl Device {
     pub fn connect(socket: &Path, options: Options) -> Result<Device, Error> {
         let queue_bytes = Queue::bytes(options.slots, options.data_bytes);
         let bytes = queue_bytes * usize::from(options.queues);
-        let memory = Arc::new(said("shared memory", Memory::new(bytes))?);
+        let memory = if options.huge { Memory::huge(bytes) } else { Memory::new(bytes) };
+        let memory = Arc::new(said("shared memory", memory)?);
         let mut queues = Vec::new();
         let mut calls = Vec::new();
         for index in 0..usize::from(options.queues) {

@@ -164,6 +164,7 @@ fn oracle(message: &str) -> &'static str {
         ("after recovery", "list of disks and snapshots"),
         ("listed", "list of disks and snapshots"),
         ("opening failed", "recovery"),
+        ("before it has flushed", "order of recovery"),
         ("is due", "answers"),
     ];
     let found = table.iter().find(|(words, _)| message.contains(words));

@@ -6,7 +6,7 @@
 //!    └──────────────────────────────────────────────────────────────────────────────┘
 //! ```
 
-use lamina_bdev::{Engine, EngineState, ErrorKind};
+use lamina_bdev::{BaseIo, BaseOp, Engine, EngineState, ErrorKind};
 
 use super::fsck::{self, Findings};
 use super::image::Image;
@@ -25,6 +25,7 @@ impl World {
         self.healthy = false;
         self.flush_failed_at = NEVER;
         self.errors_seen = 0;
+        self.first_flush = (None, false);
         let faults =
             if self.calm || self.nested > 1 { Faults::default() } else { self.plan.faults };
         // The first opening is not under test: it measures the empty store.
@@ -65,6 +66,23 @@ impl World {
         if due < self.next_crash && self.rng.chance(rate) {
             (self.next_crash, self.aimed) = (due, true);
         }
+    }
+
+    /// What a life has read may still be in the device's cache: it must be durable before anything
+    /// is written on top of it.
+    ///
+    /// # Errors
+    /// The operation is a write, and comes too early.
+    pub(super) fn check_settled(&mut self, io: &BaseIo) -> Result<(), String> {
+        let (first, done) = &mut self.first_flush;
+        match io.op {
+            BaseOp::Flush => *first = first.or(Some(io.tag)),
+            BaseOp::Write if self.plan.traits.volatile_cache && !*done => {
+                return Err(format!("recovery writes before it has flushed: {io:?}"));
+            }
+            BaseOp::Read | BaseOp::Write => {}
+        }
+        Ok(())
     }
 
     /// No crash is due any more.

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lamina_bdev::{
-    Config, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Uuid, format_plan,
-    read_label,
+    Config, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Tag, Uuid,
+    format_plan, read_label,
 };
 
 use super::base::Base;
@@ -94,6 +94,8 @@ pub struct World {
     pub(super) next_crash: u64,
     /// That crash is a kill, and aimed at the writing of a superblock.
     pub(super) aimed: bool,
+    /// The flush that this life began first, and whether one has succeeded.
+    pub(super) first_flush: (Option<Tag>, bool),
     pub(super) flush_failed_at: u64,
     pub(super) errors_seen: u32,
     pub(super) no_space_seen: u64,
@@ -199,6 +201,7 @@ impl World {
             nested: 0,
             next_crash: NEVER,
             aimed: false,
+            first_flush: (None, false),
             flush_failed_at: NEVER,
             errors_seen: 0,
             no_space_seen: 0,
@@ -311,6 +314,7 @@ impl World {
         let batch = self.rng.pick(&[1, 4, 1000]);
         for _ in 0..batch {
             let Some((tag, result)) = self.base.poll(self.now) else { return };
+            self.first_flush.1 |= result.is_ok() && self.first_flush.0 == Some(tag);
             let now = self.now;
             self.trace.note("complete", [tag.0, u64::from(result.is_ok()), 0]);
             self.trace.line(now, || format!("  base: {tag:?} {result:?}"));
@@ -372,6 +376,7 @@ impl World {
             if !aligned || !inside || bytes != io.len as usize || flush != (io.len == 0) {
                 return Err(format!("a base operation against the rules: {io:?}, {bytes} bytes"));
             }
+            self.check_settled(&io)?;
             let now = self.now;
             self.trace.note("io", [io.op as u64, io.offset, u64::from(io.len)]);
             self.trace.line(now, || {

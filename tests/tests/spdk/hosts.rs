@@ -42,7 +42,8 @@ fn check(queue: &Mutex<Queue>, seed: u64, range: std::ops::Range<u64>) {
 }
 
 fn connect(socket: &Path) -> Device {
-    Device::connect(socket, Options::default()).expect("the export listens")
+    let options = Options { huge: true, ..Options::default() };
+    Device::connect(socket, options).expect("the export listens")
 }
 
 #[test]

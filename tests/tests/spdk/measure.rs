@@ -94,9 +94,7 @@ impl Kind {
 fn stream_of_full_disk() -> (Daemon, std::path::PathBuf) {
     let daemon = Daemon::with_store(BASE_MIB * MIB);
     daemon.create_disk("d", DISK_MIB);
-    let mut options = Options::default();
-    options.data_bytes = 1 << 20;
-    options.slots = 2;
+    let options = Options { data_bytes: 1 << 20, slots: 2, ..Options::default() };
     let device = Device::connect(&daemon.export("d", false), options).expect("the export listens");
     let queue = device.queue(0);
     let mut word = 1u64;
@@ -171,7 +169,8 @@ fn asked(app: &App, socket: &Path, workload: &str, size: &str, seconds: &str) ->
 
 /// Median microseconds of a write to a place that was not written since the snapshot.
 fn first_write(app: &App, kind: Kind, socket: &Path) -> f64 {
-    let device = Device::connect(socket, Options::default()).expect("SPDK's vhost listens");
+    let device = Device::connect(socket, Options { huge: true, ..Options::default() })
+        .expect("SPDK's vhost listens");
     let queue = device.queue(0);
     let mut times = Vec::new();
     kind.snapshot(app, "first");

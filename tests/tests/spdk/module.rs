@@ -126,9 +126,10 @@ fn a_base_pulled_out_is_an_error_on_its_disks() {
     app.create_store("Malloc0");
     app.create_disk("d", 32);
     let socket = app.export("pool/d");
-    let device = Device::connect(&socket, Options::default()).expect("SPDK's vhost listens");
+    let device = Device::connect(&socket, Options { huge: true, ..Options::default() })
+        .expect("SPDK's vhost listens");
     let queue = device.queue(0);
-    let mut write = |at: u64| {
+    let write = |at: u64| {
         let slot = lock(&queue).free_slot().expect("nothing in flight");
         lock(&queue).submit(slot, Request::Write { offset: at, data: &[7; 4096] });
         wait(&queue).good

@@ -1,0 +1,126 @@
+//! Allocation, sealing and bitmaps of a shard's extents, tried without an engine.
+
+use super::*;
+
+fn space() -> Space {
+    let geometry = Geometry {
+        region_blocks: 5000,
+        extents: 100,
+        extent_blocks: 256,
+        extent_count: 8,
+        catalogue_pairs: 1,
+        ..Geometry::default()
+    };
+    let mut space = Space::new(geometry);
+    for i in 0..8 {
+        space.entries[i].free = 254;
+        space.avail[i] = 254;
+    }
+    space.free = 8 * 254;
+    space
+}
+
+#[test]
+fn every_block_is_given_out_once_and_comes_back() {
+    let mut space = space();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut turn = 0;
+    while let Grant::Run(pba, len) =
+        space.allocate(if turn % 3 == 0 { Use::Metadata } else { Use::Data }, 1 + turn % 7)
+    {
+        turn += 1;
+        for block in pba..pba + len {
+            assert!(space.geometry.linkable(block) && seen.insert(block));
+        }
+    }
+    assert_eq!(seen.len() as u64, space.capacity());
+    assert_eq!((space.free, space.allocate(Use::Data, 1)), (0, Grant::Full));
+    for &block in &seen {
+        space.release(block, 1);
+    }
+    assert_eq!(space.free, space.capacity());
+}
+
+#[test]
+fn pairs_are_found_wherever_two_neighbours_are_free_and_only_there() {
+    let mut space = space();
+    while let Grant::Run(..) = space.allocate(Use::Data, 7) {}
+    assert_eq!(space.allocate_pair(Use::Metadata), Grant::Full);
+    let first = |extent: u64| space.geometry.extent_start(extent);
+    // Single blocks, the last of one extent and the first of the next, and a pair across words.
+    let [end, begin, low] = [first(3) - 1, first(3) + 2, first(5) + 63];
+    for block in [first(1) + 10, first(1) + 12, end, begin] {
+        space.release(block, 1);
+    }
+    assert_eq!(space.allocate_pair(Use::Metadata), Grant::Full);
+    space.release(low, 2);
+    assert_eq!(space.allocate_pair(Use::Metadata), Grant::Run(low, 2));
+    assert_eq!((space.allocate_pair(Use::Metadata), space.free), (Grant::Full, 4));
+    space.release(low, 2);
+    assert_eq!(space.free, 6);
+}
+
+#[test]
+#[should_panic(expected = "freed twice")]
+fn a_double_free_is_a_bug() {
+    let mut space = space();
+    let Grant::Run(pba, _) = space.allocate(Use::Data, 1) else { panic!("full") };
+    space.release(pba, 1);
+    space.release(pba, 1);
+}
+
+#[test]
+fn the_disk_bitmap_changes_only_at_checkpoints_and_alternates_copies() {
+    let mut space = space();
+    let Grant::Run(pba, 3) = space.allocate(Use::Data, 3) else { panic!("no run") };
+    (pba..pba + 3).for_each(|b| space.mark(b, true).unwrap());
+    let extent = space.dirty.pop().unwrap();
+    let (store, mut a, mut b) = (Uuid([1; 16]), [0; 4096], [0; 4096]);
+    let first = space.write_bitmap(extent, &mut a, store, 0, 7);
+    space.mark(pba, false).unwrap();
+    space.dirty.clear();
+    let second = space.write_bitmap(extent, &mut b, store, 0, 8);
+    assert_eq!((first % 2 == second % 2, first.abs_diff(second)), (false, 1));
+    let mut again = super::tests::space();
+    again.entries[extent] = Entry { kind: ExtentType::Data, free: 252, bitmap: 8 };
+    again.avail[extent] = 252;
+    again.free -= 2;
+    let copies = if first < second { [&a, &b] } else { [&b, &a] };
+    again.load(extent, copies, store, 0).unwrap();
+    assert!(again.claim(pba) && !again.claim(pba + 1));
+}
+
+#[test]
+fn a_sealed_extent_gives_nothing_out_and_is_not_believed_again() {
+    let mut space = space();
+    let Grant::Run(pba, 3) = space.allocate(Use::Data, 3) else { panic!("no run") };
+    let extent = space.geometry.extent_of(pba).unwrap() as usize;
+    space.seal(extent);
+    assert_eq!((space.free, space.avail[extent]), (7 * 254, 0));
+    space.seal(extent);
+    assert_eq!(space.free, 7 * 254, "once is enough");
+    space.release(pba, 3);
+    assert_eq!(space.free, 7 * 254, "nothing comes back to it");
+    assert!(space.entries.iter().all(|e| e.bitmap != extent::UNTRUSTED));
+    let before = space.entries[(extent + 1) % 8].free;
+    space.mark(pba, false).unwrap();
+    assert_eq!(space.entries[extent].bitmap, extent::UNTRUSTED);
+    assert_eq!(space.dirty_catalogue(), Some(0));
+    let others = (0..8).filter(|&i| i != extent);
+    assert!(others.clone().all(|i| space.entries[i].bitmap != extent::UNTRUSTED));
+    assert_eq!(space.entries[(extent + 1) % 8].free, before);
+    while let Grant::Run(pba, _) = space.allocate(Use::Data, 7) {
+        assert_ne!(space.geometry.extent_of(pba), Some(extent as u64));
+    }
+    assert_eq!(space.free, 0);
+}
+
+#[test]
+fn extents_whose_bitmaps_are_in_memory_are_counted() {
+    let mut space = space();
+    assert_eq!(space.unloaded, 8);
+    let Grant::Run(pba, _) = space.allocate(Use::Data, 1) else { panic!("no run") };
+    assert_eq!(space.unloaded, 7);
+    let extent = space.geometry.extent_of(pba).unwrap() as usize;
+    assert!(space.loaded(extent) && !space.loaded((extent + 4) % 8));
+}
