@@ -6,8 +6,8 @@
 //!      ─► checkpoint (new journal)
 //! ```
 //!
-//! A block that cannot be read counts as damaged if it has a copy that can; where both cannot, or it
-//! is one of the journal's that counts, the store does not open, since the device may come back.
+//! A block that cannot be read counts as damaged if it has a copy that can; where both cannot, or
+//! it is one of the journal's that counts, the store does not open, since the device may come back.
 //!
 //! Work and memory are bounded by the journal and the number of disks and snapshots, not by the
 //! capacity: bitmaps and map nodes are read only where the journal touches them.

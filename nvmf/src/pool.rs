@@ -11,9 +11,9 @@
 //! In-capsule data stands in the way of all that follows it on its connection, also of the data
 //! that would set other buffers free. So for it alone each connection has two buffers kept for it
 //! (two, since the first of two fused commands waits for the second): whatever others do, it goes
-//! on. Everything else waits in line without blocking the stream, and has large buffers kept for it:
-//! one for data that the host is asked for, which comes in its own time, and one for all that does
-//! not wait for the host. So neither ever waits for the other's buffers to come back.
+//! on. Everything else waits in line without blocking the stream, and has large buffers kept for
+//! it: one for data that the host is asked for, which comes in its own time, and one for all that
+//! does not wait for the host. So neither ever waits for the other's buffers to come back.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 

@@ -1,5 +1,5 @@
-//! Instructions that each step of the engine, of a virtqueue and of an NVMe/TCP queue takes, counted
-//! by callgrind: the same number on every run, however busy the machine.
+//! Instructions that each step of the engine, of a virtqueue and of an NVMe/TCP queue takes,
+//! counted by callgrind: the same number on every run, however busy the machine.
 //!
 //! ```text
 //!  valgrind ─ lamina-perf budgets --step read --count N    set-up +  N steps  ─┐ difference / N
@@ -25,8 +25,9 @@ use crate::random::Random;
 use crate::ring_steps::RingGuest;
 use crate::store::{BUFFER_BYTES, DEPTH_MAX, Store, Verb};
 
-/// The same copies in libc on every x86-64 machine: none that depends on what the processor can, or on
-/// the size of its caches. (Valgrind's own processor has no AVX-512, whatever the machine's has.)
+/// The same copies in libc on every x86-64 machine: none that depends on what the processor can, or
+/// on the size of its caches. (Valgrind's own processor has no AVX-512, whatever the machine's
+/// has.)
 const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-ERMS,-FSRM:\
                         glibc.cpu.x86_non_temporal_threshold=0xc0000";
 /// Bytes of the disk that the steps work on.

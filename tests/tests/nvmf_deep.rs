@@ -1,5 +1,5 @@
-//! Hosts that use all that a queue and a controller offer at once: everything ends, nobody waits for
-//! a thing that waits for him.
+//! Hosts that use all that a queue and a controller offer at once: everything ends, nobody waits
+//! for a thing that waits for him.
 
 use std::io::Write;
 

@@ -17,6 +17,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const UNSAFE_FILES: &[&str] = &[
     "bdev/src/page.rs",
     "bdev/tests/rig/mod.rs",
+    "bdev/tests/sizes.rs",
     "bdev/tests/simple/mod.rs",
     "perf/src/allocator.rs",
     "perf/src/memory.rs",
@@ -55,9 +56,9 @@ const UNSAFE_FILES: &[&str] = &[
 /// Files over the goal, with their lines.
 const LONG_FILES: &[(&str, usize)] = &[
     ("bdev/src/commands.rs", 617),
-    ("bdev/src/engine.rs", 664),
+    ("bdev/src/engine.rs", 678),
     // Mostly the table of cases.
-    ("bdev/tests/corrupt.rs", 862),
+    ("bdev/tests/corrupt.rs", 879),
 ];
 /// Functions over the goal, as file and name, with their lines.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[

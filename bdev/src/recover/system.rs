@@ -431,7 +431,8 @@ mod tests {
 
     #[test]
     fn only_disks_that_lead_round_in_a_circle_are_circular() {
-        // 1 and 2 are each other's, 3 comes from them; 5 comes from 4, 6 from one that is not there.
+        // 1 and 2 are each other's, 3 comes from them; 5 comes from 4, 6 from one that is not
+        // there.
         let origins = [None, Some(2), Some(1), Some(2), None, Some(4), Some(99), Some(7)];
         let found = circular(origins.len(), |slot| origins[slot]);
         assert_eq!(found, [false, true, true, true, false, false, false, true]);

@@ -195,7 +195,8 @@ pub enum Action {
     },
 }
 
-/// What was moved on behalf of a subsystem, for the SMART log: Read and Compare, and Write (NVM 1.1,
+/// What was moved on behalf of a subsystem, for the SMART log: Read and Compare, and Write (NVM
+/// 1.1,
 /// 4.1.4.2), each when it has succeeded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {

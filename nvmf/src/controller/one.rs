@@ -110,8 +110,8 @@ impl Controller {
     /// Why it must end now, if it must.
     pub(super) fn expired(&self, now_ns: u64) -> Option<&'static str> {
         let silent = now_ns.saturating_sub(self.heard_ns);
-        // Commands count (TBKAS): the timer that finds one at its end runs once more, so a host may be
-        // silent for almost two timeouts (Base 2.1, 3.9.4.2). Hosts make use of that.
+        // Commands count (TBKAS): the timer that finds one at its end runs once more, so a host may
+        // be silent for almost two timeouts (Base 2.1, 3.9.4.2). Hosts make use of that.
         if self.kato_ms != 0 && silent > 2 * u64::from(self.kato_ms) * 1_000_000 {
             return Some("keep-alive timeout");
         }

@@ -54,8 +54,8 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
-    /// Only rows whose name contains this, or this group: vhost, vhost-null, vhost-depth, vhost-file,
-    /// qemu, qemu-file, nvme (may be repeated)
+    /// Only rows whose name contains this, or this group: vhost, vhost-null, vhost-depth,
+    /// vhost-file, qemu, qemu-file, nvme (may be repeated)
     #[arg(long, value_name = "TEXT")]
     pub rows: Vec<String>,
 

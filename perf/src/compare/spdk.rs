@@ -56,8 +56,8 @@ impl Build {
     }
 
     fn command(&self, program: &str) -> Command {
-        // It polls for ever, so it must not outlive us, however we end; and its lines come as they are
-        // written, so that one knows when it begins.
+        // It polls for ever, so it must not outlive us, however we end; and its lines come as they
+        // are written, so that one knows when it begins.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "stdbuf", "-oL"]).arg(self.0.join(program));
         command.env("LD_LIBRARY_PATH", self.0.join("lib"));

@@ -20,8 +20,8 @@ const EXPONENT: f64 = 1.1;
 /// Reads of one run.
 const READS: usize = 400_000;
 
-/// Blocks drawn so that the one of rank r comes with a weight of 1 / r^1.1; ranks are scattered over
-/// the disk.
+/// Blocks drawn so that the one of rank r comes with a weight of 1 / r^1.1; ranks are scattered
+/// over the disk.
 pub fn zipf(blocks: u32, reads: usize, random: &mut Random) -> Vec<u32> {
     let order = random.permutation(blocks);
     let mut sum = 0.0;

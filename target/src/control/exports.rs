@@ -150,7 +150,8 @@ impl Export {
     /// if it is down already.
     ///
     /// # Errors
-    /// `Io` if requests do not end; `Busy` while a shrink of the disk goes on. It can be tried again.
+    /// `Io` if requests do not end; `Busy` while a shrink of the disk goes on. It can be tried
+    /// again.
     pub(super) fn take_down(&self) -> Result<(), Error> {
         let mut place = unpoisoned(self.live.lock());
         let Some(live) = place.as_mut() else { return Ok(()) };

@@ -351,8 +351,8 @@ impl Control {
         self.show(&found, nqn, spec).map(|_| ())
     }
 
-    /// Makes a disk a namespace, with the reservations that are kept with it. `spec` lacks only what
-    /// the device says.
+    /// Makes a disk a namespace, with the reservations that are kept with it. `spec` lacks only
+    /// what the device says.
     pub(super) fn show(
         &self,
         found: &Found,

@@ -1,8 +1,8 @@
 //! The NVMe target as it was: subsystems before the stores are open, listeners after that.
 //!
 //! ```text
-//!  book ─► transport, subsystems, hosts, referrals ─► (stores open, each with its namespaces) ─► listeners
-//! ```
+//!  book ─► transport, subsystems, hosts, referrals ─► (stores open, each with its namespaces) ─►
+//!  listeners ```
 //!
 //! What cannot be restored is logged, and stays in the book.
 

@@ -212,7 +212,8 @@ impl Core {
         }
     }
 
-    /// Queues that are on their way out have commands in flight too, of hosts that may be fenced off.
+    /// Queues that are on their way out have commands in flight too, of hosts that may be fenced
+    /// off.
     fn drain_leaving(&mut self, subsystem: SubsystemId, tokens: &mut BTreeSet<u64>) {
         let kept: BTreeSet<ConnectionId> =
             self.associations.values().flat_map(|one| one.queues.values().copied()).collect();

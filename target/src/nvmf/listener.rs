@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-/// Connections that may wait to be accepted unless told otherwise; the kernel keeps to its own limit
-/// (somaxconn).
+/// Connections that may wait to be accepted unless told otherwise; the kernel keeps to its own
+/// limit (somaxconn).
 pub const BACKLOG: i32 = 1024;
 
 /// A socket that hosts connect to.

@@ -10,7 +10,8 @@ use rustix::net::sockopt;
 use super::tls::TlsStream;
 
 /// A host that has sent nothing for so long is asked by TCP whether it is still there, again after
-/// each interval, and taken for gone after so many questions: hosts need not have a keep-alive timer.
+/// each interval, and taken for gone after so many questions: hosts need not have a keep-alive
+/// timer.
 const IDLE: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 const PROBES: u32 = 4;

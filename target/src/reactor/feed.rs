@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A random block of a store in RAM is in no cache. Fetched in one go, it keeps the core waiting as
-//! long as the rest of the request takes; fetched a few lines at a time, it comes meanwhile. What is
-//! left when no more requests come, the shard's turn copies as it does without this.
+//! long as the rest of the request takes; fetched a few lines at a time, it comes meanwhile. What
+//! is left when no more requests come, the shard's turn copies as it does without this.
 
 use lamina_bdev::{BaseOp, Engine, Request, Seg};
 

@@ -279,8 +279,8 @@ impl Plan {
         self.power_permille = late.pick(&[500, 1000]);
     }
 
-    /// Kills between the writing of a superblock and the flush behind it, again in the recovery that
-    /// follows, and then a power cut: what two lives have read was never durable.
+    /// Kills between the writing of a superblock and the flush behind it, again in the recovery
+    /// that follows, and then a power cut: what two lives have read was never durable.
     fn aim(&mut self, late: &mut Rng) {
         self.traits.volatile_cache = true;
         self.latency.flush_factor = 20;
