@@ -210,6 +210,8 @@ fn reservations_work_as_nvme_cli_asks_for_them() {
     // It persists through power loss.
     daemon.kill();
     daemon.start();
+    // The kernel answers such commands with EAGAIN until it has connected again.
+    wait_in(&mut guest, "nvme resv-report /dev/nvme0n1 -n 1 --eds");
     let report = guest.run("nvme resv-report /dev/nvme0n1 -n 1 --eds");
     assert!(report.contains("rtype     : 1") && report.contains("1234"), "{report}");
     guest.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=64k count=4 oflag=direct");
