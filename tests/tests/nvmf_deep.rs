@@ -93,6 +93,25 @@ fn a_namespace_gets_a_number_that_no_other_has() {
     }
 }
 
+/// A read from it would show what another host had in the buffer.
+#[test]
+fn a_disk_that_keeps_no_data_is_not_shown_to_hosts() {
+    let exported = Exported::new();
+    let daemon = &exported.daemon;
+    daemon.ask("lamina_store_create", json!({"name": "void", "path": "null:64M"}));
+    let disk = json!({"lvol_name": "a", "lvs_name": "void", "size": 1 << 20});
+    daemon.ask("bdev_lvol_create", disk);
+    let namespace = json!({"bdev_name": "void/a"});
+    let subsystems = daemon.ask("nvmf_get_subsystems", json!({}));
+    let found = subsystems.as_array().expect("a list").iter();
+    let nqn = found
+        .map(|one| &one["nqn"])
+        .find(|nqn| nqn.as_str().is_some_and(|n| !n.contains("discovery")));
+    let params = json!({"nqn": nqn.expect("a subsystem"), "namespace": namespace});
+    let refused = daemon.try_ask("nvmf_subsystem_add_ns", params).expect_err("no data");
+    assert!(format!("{refused:?}").contains("keeps no data"), "{refused:?}");
+}
+
 /// A host that turns flow control off is told so by the queue head of its Connect (Base 2.1, 6.3).
 #[test]
 fn connect_without_flow_control_says_so_in_the_queue_head() {

@@ -85,6 +85,7 @@ impl Device {
                 return Err(invalid(format!("{path} says its size; leave out the other one")));
             }
             if null.is_some() {
+                log::warn(format!("{path} keeps no data: it is for measurements only"));
                 return Ok((Device::Null(Arc::new(RamDevice::sparse(bytes)?)), false));
             }
             let ram = RamDevice::new(bytes)?;

@@ -192,6 +192,11 @@ impl Control {
             let why = format!("a stream is being imported into {}: wait for its end", disk.name);
             return Err(RpcError::busy(why));
         }
+        if found.store.path.starts_with("null:") {
+            // A read would leave the buffer as the connection before left it.
+            let why = format!("{} keeps no data: it can be measured over vhost only", disk.name);
+            return Err(RpcError::invalid_params(why));
+        }
         let mut spec = spec_of_call(&params.namespace).map_err(refusal)?;
         // One whose store is not open keeps its number.
         let records = self.nvmf.book.read();
