@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Events taken at one wake-up; more simply end the next wait at once.
-const EVENTS_MAX: usize = 64;
+pub const EVENTS_MAX: usize = 64;
 
 /// An epoll set.
 pub struct Epoll {
@@ -33,7 +33,7 @@ impl Epoll {
         Ok(Epoll { fd, events: [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX] })
     }
 
-    /// Watches `fd`. One that is readable already ends the next wait.
+    /// Watches `fd` for edges, each told as `data`. One that is readable already ends the next wait.
     ///
     /// # Errors
     /// What epoll_ctl(2) says.
@@ -59,22 +59,23 @@ impl Epoll {
     }
 
     /// Sleeps until something is signalled or `timeout_ms` are over (-1: for ever). Returns the
-    /// number of events; a signal handler's interruption counts as none.
+    /// data of what was signalled; a signal handler's interruption counts as nothing.
     ///
     /// # Errors
     /// What epoll_wait(2) says.
-    pub fn wait(&mut self, timeout_ms: i32) -> io::Result<usize> {
+    pub fn wait(&mut self, timeout_ms: i32) -> io::Result<impl ExactSizeIterator<Item = u64>> {
         // SAFETY: the buffer holds EVENTS_MAX events.
         let count = unsafe {
             let buffer = self.events.as_mut_ptr();
             libc::epoll_wait(self.fd.as_raw_fd(), buffer, EVENTS_MAX as i32, timeout_ms)
         };
-        if count >= 0 {
-            return Ok(count as usize);
-        }
-        match io::Error::last_os_error() {
-            e if e.kind() == io::ErrorKind::Interrupted => Ok(0),
-            e => Err(e),
-        }
+        let count = match usize::try_from(count) {
+            Ok(count) => count,
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => 0,
+                e => return Err(e),
+            },
+        };
+        Ok(self.events[..count].iter().map(|event| event.u64))
     }
 }

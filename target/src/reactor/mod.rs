@@ -13,7 +13,8 @@
 //! ```
 //!
 //! No kick is lost: signals are turned on first, then everything is looked at once more, and an
-//! eventfd signalled in between ends the wait at once.
+//! eventfd signalled in between ends the wait at once. Exports whose kicks have ended a sleep are
+//! served before the other hundred are looked at: a guest that wakes us waits for nobody's rings.
 
 pub mod affinity;
 pub mod client_io;
@@ -51,6 +52,14 @@ const MESSAGES_PER_TURN_MAX: usize = 32;
 /// Reactors of one daemon.
 pub const REACTORS_MAX: usize = 256;
 
+/// Stands for what is not a kick in the data of the epoll set.
+const NO_KICK: u64 = u64::MAX;
+
+/// The position of the shard and the index of the export whose kick this is.
+fn kicked(data: u64) -> Option<(usize, u16)> {
+    (data != NO_KICK).then_some(((data >> 16) as usize, data as u16))
+}
+
 /// How a reactor is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -74,8 +83,10 @@ struct Reactor {
     group: Option<Box<Group>>,
     nvmf_dones: Vec<(u64, Status)>,
     epoll: Epoll,
-    /// Kept from rebuild to rebuild of the epoll set.
-    fds: Vec<RawFd>,
+    /// What is watched, and what its signals are told as; kept from rebuild to rebuild of the set.
+    fds: Vec<(RawFd, u64)>,
+    /// Shards (by position) and exports whose kicks have ended a sleep.
+    kicked: Vec<(usize, u16)>,
     /// The set of shards has changed since the epoll set was made.
     shards_changed: bool,
     idle: IdlePolicy,
@@ -105,6 +116,7 @@ pub fn start(
         nvmf_dones: Vec::with_capacity(256),
         epoll: Epoll::new().map_err(failed)?,
         fds: Vec::with_capacity(64),
+        kicked: Vec::with_capacity(epoll::EVENTS_MAX),
         shards_changed: true,
         idle: IdlePolicy::new(settings.idle_us, settings.busy_poll),
         stopping: false,
@@ -281,7 +293,11 @@ impl Reactor {
             self.shared.publish(&self.counted);
             let events = self.epoll.wait(timeout).expect("epoll_wait on our own set");
             self.counted.asleep = false;
-            self.counted.wakes += u64::from(events > 0);
+            self.counted.wakes += u64::from(events.len() > 0);
+            self.kicked.extend(events.filter_map(kicked));
+            for (shard, export) in self.kicked.drain(..) {
+                self.shards[shard].serve(export);
+            }
         }
         for shard in &mut self.shards {
             shard.woken();
@@ -294,14 +310,15 @@ impl Reactor {
     /// export has closed may by now be another export's. False if it cannot be made.
     fn watch_again(&mut self) -> bool {
         self.fds.clear();
-        self.fds.push(self.mailbox.wake_fd());
-        for shard in &mut self.shards {
-            shard.watch(&mut self.fds);
+        self.fds.push((self.mailbox.wake_fd(), NO_KICK));
+        for (position, shard) in self.shards.iter_mut().enumerate() {
+            let export = |index: u16| (position as u64) << 16 | u64::from(index);
+            shard.watch(|fd, index| self.fds.push((fd, index.map_or(NO_KICK, export))));
         }
-        self.fds.extend(self.group.as_ref().map(|group| group.fd()));
+        self.fds.extend(self.group.as_ref().map(|group| (group.fd(), NO_KICK)));
         let made = Epoll::new().and_then(|mut epoll| {
-            for &fd in &self.fds {
-                epoll.add(fd, 0)?;
+            for &(fd, data) in &self.fds {
+                epoll.add(fd, data)?;
             }
             Ok(epoll)
         });

@@ -428,12 +428,33 @@ impl Shard {
         self.exports.iter().flatten().any(|slot| slot.watched != slot.export.kick_changes())
     }
 
-    /// Lists the descriptors whose signals must end a sleep.
-    pub fn watch(&mut self, fds: &mut Vec<RawFd>) {
-        fds.extend(self.base.wake_fd());
-        for slot in self.exports.iter_mut().flatten() {
+    /// Tells the descriptors whose signals must end a sleep: those of exports with their index.
+    pub fn watch(&mut self, mut tell: impl FnMut(RawFd, Option<u16>)) {
+        if let Some(fd) = self.base.wake_fd() {
+            tell(fd, None);
+        }
+        for (index, slot) in self.exports.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
             slot.watched = slot.export.kick_changes();
-            fds.extend(slot.export.kick_fds());
+            slot.export.kick_fds().for_each(|fd| tell(fd, Some(index as u16)));
+        }
+    }
+
+    /// Takes what one export's guest asks, and answers what can be answered at once. The turn that
+    /// follows does the rest.
+    pub fn serve(&mut self, index: u16) {
+        let Shard { engine, base, ahead, segs, exports, .. } = self;
+        let Some(Some(slot)) = exports.get_mut(usize::from(index)) else { return };
+        if engine.state() != EngineState::Ready {
+            return;
+        }
+        let mut feed = Feed { engine, base, ahead, segs };
+        if slot.export.poll_into(&mut feed) {
+            self.drain();
+            self.base.enter();
+            if let Some(Some(slot)) = self.exports.get_mut(usize::from(index)) {
+                slot.export.publish();
+            }
         }
     }
 }

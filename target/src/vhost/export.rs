@@ -274,19 +274,13 @@ impl BlkExport {
         !waiting
     }
 
-    /// After a sleep, whatever ended it: takes the kicks back and polls from here on.
+    /// After a sleep, whatever ended it: takes the wish for kicks back and polls from here on. The
+    /// kicks themselves stay uncounted in their eventfds, a system call each saved: whoever sleeps
+    /// waits for edges ([`kick_fds`](Self::kick_fds)).
     pub fn woken(&mut self) {
-        if !std::mem::take(&mut self.asleep) {
-            return;
+        if std::mem::take(&mut self.asleep) {
+            self.want_kicks(false);
         }
-        for index in &self.running {
-            if let Some(queue) = &self.queues[usize::from(*index)]
-                && let Some(kick) = queue.kick()
-            {
-                kick.drain();
-            }
-        }
-        self.want_kicks(false);
     }
 
     fn want_kicks(&mut self, wanted: bool) {
@@ -297,8 +291,8 @@ impl BlkExport {
         }
     }
 
-    /// Descriptors to wait for while asleep. They belong to the export: valid until
-    /// [`kick_changes`](Self::kick_changes) changes.
+    /// Descriptors to wait for while asleep, edge-triggered: nobody reads them. They belong to the
+    /// export: valid until [`kick_changes`](Self::kick_changes) changes.
     pub fn kick_fds(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.running
             .iter()

@@ -1,17 +1,17 @@
 //! A served export on a real socket, with a loop of a thread for a reactor that does sleep.
-// UNSAFETY: borrows an eventfd by number, which the reactor does too.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::disk::RamDisk;
 use super::rig::{DISK_BYTES, config};
+use crate::reactor::epoll::Epoll;
 use crate::vhost::{BlkExport, ExportConfig, ExportMsg, ExportServer, ServeConfig, serve};
 
 static FOLDERS: AtomicU64 = AtomicU64::new(0);
@@ -92,6 +92,7 @@ impl Served {
             let (disk, wake, quit) = (disk.clone(), wake.clone(), quit.clone());
             let (hold, sleeps) = (hold.clone(), sleeps.clone());
             std::thread::spawn(move || {
+                let (mut epoll, mut watched) = (Epoll::new().unwrap(), None);
                 while !quit.load(Ordering::Relaxed) {
                     let mut worked = false;
                     while let Ok(msg) = inbox.try_recv() {
@@ -104,14 +105,13 @@ impl Served {
                         continue;
                     }
                     sleeps.fetch_add(1, Ordering::Relaxed);
-                    let kicks: Vec<_> = export.kick_fds().collect();
-                    let mut fds = vec![PollFd::new(&wake, PollFlags::IN)];
-                    for kick in &kicks {
-                        fds.push(PollFd::from_borrowed_fd(borrow(*kick), PollFlags::IN));
+                    if watched != Some(export.kick_changes()) {
+                        watched = Some(export.kick_changes());
+                        epoll = Epoll::new().unwrap();
+                        epoll.add(wake.as_raw_fd(), 0).unwrap();
+                        export.kick_fds().for_each(|kick| epoll.add(kick, 0).unwrap());
                     }
-                    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
-                    assert_ne!(poll(&mut fds, Some(&limit)), Ok(0), "slept for ever: a lost kick");
-                    let _ = rustix::io::read(&wake, &mut [0; 8]);
+                    assert!(epoll.wait(20_000).unwrap().len() > 0, "slept for ever: a lost kick");
                     export.woken();
                 }
             })
@@ -153,13 +153,6 @@ pub(super) fn wait_for(mut done: impl FnMut() -> bool, what: impl Fn() -> String
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     panic!("waited in vain for {}", what());
-}
-
-#[allow(unsafe_code)]
-fn borrow(fd: std::os::fd::RawFd) -> BorrowedFd<'static> {
-    // SAFETY: the export keeps it open until it takes the next message, which the caller does
-    // only after it has let go of this.
-    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 impl Served {
