@@ -1,7 +1,8 @@
 //! One shard's region of a bdev.
 //!
 //! ```text
-//!  engine's operations ─► submit ─┬─ started by SPDK ─► done ring ─┐
+//!  engine's operations ─► copied, where the bdev is memory
+//!                      ─► submit ─┬─ started by SPDK ─► done ring ─┐
 //!                                 ├─ no room now: tried again ─────┤
 //!                                 └─ bdev gone: failed at once ────┴─► poll
 //! ```
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{BaseError, BaseOp, BaseTraits, Seg, Tag};
 use lamina_target::base::flushes::Others;
-use lamina_target::base::{BaseResult, HostBase, Operation, Region};
+use lamina_target::base::{BaseResult, HostBase, Operation, RamBase, Region};
 
 use crate::device::{BaseDevice, Opened};
 use crate::sys::base_io::{BaseIos, What};
@@ -27,11 +28,25 @@ struct Refused {
     segs: Vec<Seg>,
 }
 
+/// What a shard holds of the bdev while it is driven, and until that is gone. What it is reached by
+/// goes first: closing needs that there is no channel.
+struct Held {
+    way: Way,
+    opened: Arc<Opened>,
+}
+
+/// How the bdev is reached.
+enum Way {
+    /// By its I/O.
+    Io(Channel),
+    /// As memory.
+    Memory(RamBase),
+}
+
 /// See the picture above.
 pub struct BdevBase {
     device: Arc<BaseDevice>,
-    /// What it holds of the bdev while it is driven, and until that is gone.
-    held: Option<(Arc<Opened>, Channel)>,
+    held: Option<Held>,
     region: Region,
     lane: usize,
     ios: BaseIos,
@@ -61,13 +76,16 @@ impl BdevBase {
 
     /// True if SPDK has taken it, or has refused it for good.
     fn start(&mut self, io: &Operation, segs: &[Seg]) -> bool {
-        let offset = self.region.device_offset(io);
+        let offset = self.region.device_offset(io.offset, io.len as usize);
         let what = What { tag: io.tag.0, op: io.op, offset, len: u64::from(io.len) };
         let started = match &self.held {
-            Some((opened, channel)) if !self.device.is_gone() => {
-                let started = self.ios.start(&opened.desc, channel, &what, segs);
-                started.map_err(|_| BaseError::Io)
-            }
+            Some(held) if !self.device.is_gone() => match &held.way {
+                Way::Io(channel) => {
+                    let started = self.ios.start(&held.opened.desc, channel, &what, segs);
+                    started.map_err(|_| BaseError::Io)
+                }
+                Way::Memory(_) => unreachable!("memory is copied, see `HostBase::memory`"),
+            },
             Some(_) | None => Err(BaseError::Gone),
         };
         started.unwrap_or_else(|error| {
@@ -108,10 +126,13 @@ impl HostBase for BdevBase {
             return Ok(());
         }
         let opened = self.device.opened();
-        let channel = opened.as_ref().and_then(|opened| opened.desc.channel());
-        match (opened, channel) {
-            (Some(opened), Some(channel)) => {
-                self.held = Some((opened, channel));
+        let way = opened.as_ref().and_then(|opened| match &opened.memory {
+            Some(ram) => Some(Way::Memory(RamBase::new(ram.clone(), self.region))),
+            None => opened.desc.channel().map(Way::Io),
+        });
+        match (opened, way) {
+            (Some(opened), Some(way)) => {
+                self.held = Some(Held { way, opened });
                 Ok(())
             }
             // Operations fail from now on, which is what its disks are to say.
@@ -122,11 +143,11 @@ impl HostBase for BdevBase {
 
     fn release(&mut self) {
         assert!(self.ios.in_flight() == 0, "let go with I/O in flight");
-        // The channel first: closing needs that there is none.
-        if let Some((opened, channel)) = self.held.take() {
-            drop(channel);
-            drop(opened);
+        if let Some(Held { way: Way::Memory(ram), .. }) = &mut self.held {
+            // Whoever drives it next may be another core.
+            ram.settle();
         }
+        self.held = None;
     }
 
     fn pause(&mut self, paused: bool) {
@@ -144,6 +165,13 @@ impl HostBase for BdevBase {
     fn has_room(&self) -> bool {
         let driven = self.held.is_some() || self.device.is_gone();
         driven && !self.paused && self.refused.is_none() && self.ios.has_room()
+    }
+
+    fn memory(&mut self) -> Option<&mut RamBase> {
+        match &mut self.held {
+            Some(Held { way: Way::Memory(ram), .. }) => Some(ram),
+            Some(_) | None => None,
+        }
     }
 
     fn submit(&mut self, io: &Operation, segs: &[Seg]) {
@@ -166,6 +194,9 @@ impl HostBase for BdevBase {
     }
 
     fn enter(&mut self) -> bool {
+        if let Some(Held { way: Way::Memory(ram), .. }) = &mut self.held {
+            ram.settle();
+        }
         if let Some(refused) = self.refused.take() {
             if self.start(&refused.io, &refused.segs) {
                 return true;

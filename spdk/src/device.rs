@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use lamina_bdev::limits::SHARDS_MAX;
 use lamina_bdev::{BLOCK_SIZE, BaseTraits, Error, ErrorKind, LABEL_BYTES, SECTOR_SIZE};
 use lamina_target::base::flushes::Flushes;
-use lamina_target::base::{HostBase, Region};
+use lamina_target::base::{HostBase, RamDevice, Region};
 use lamina_target::control::device::HostDevice;
 use lamina_target::control::host::PATH_PREFIX;
 use lamina_target::log;
@@ -22,6 +22,7 @@ use crate::base::BdevBase;
 use crate::control::on_app;
 use crate::sys::channel::{Descriptor, Single, Watcher, start_single};
 use crate::sys::dma::DmaBuffer;
+use crate::sys::lent;
 use crate::sys::thread::Thread;
 
 /// Bytes read or written at a time by control.
@@ -55,7 +56,9 @@ impl Watcher for Watch {
 /// The open bdev; closed with its last share.
 pub struct Opened {
     /// Its descriptor.
-    pub desc: Descriptor<Watch>,
+    pub desc: Arc<Descriptor<Watch>>,
+    /// Its memory, if that is what it is.
+    pub memory: Option<Arc<RamDevice>>,
 }
 
 /// See the picture above.
@@ -110,6 +113,8 @@ impl BaseDevice {
             return Err(Error::new(ErrorKind::Invalid, why));
         }
         let ram = desc.product() == RAM_PRODUCT;
+        let desc = Arc::new(desc);
+        let memory = if ram && claim { memory_of(&desc)? } else { None };
         let device = Arc::new(BaseDevice {
             name: name.into(),
             bytes: desc.bytes(),
@@ -118,12 +123,13 @@ impl BaseDevice {
                 // RAM goes as a whole; a device with smaller blocks may tear.
                 volatile_cache: !ram && desc.has_write_cache(),
                 atomic_4k: ram || block_bytes as usize == BLOCK_SIZE,
-                atomic_rw: false,
+                // Whoever drives a shard copies, one thread at a time.
+                atomic_rw: memory.is_some(),
             },
             can_flush: desc.can_flush(),
             flushes: Flushes::new(SHARDS_MAX as usize),
             watch,
-            opened: Mutex::new(Some(Arc::new(Opened { desc }))),
+            opened: Mutex::new(Some(Arc::new(Opened { desc, memory }))),
         });
         *unpoisoned(&device.watch.device) = Arc::downgrade(&device);
         if device.is_gone() {
@@ -232,6 +238,18 @@ impl HostDevice for SharedDevice {
     fn base(&self, region: Region) -> Result<Box<dyn HostBase>, Error> {
         Ok(Box::new(BdevBase::new(self.0.clone(), region)))
     }
+}
+
+/// The memory of a bdev that is memory, if it lends that.
+fn memory_of(desc: &Arc<Descriptor<Watch>>) -> Result<Option<Arc<RamDevice>>, Error> {
+    let (sender, answer) = sync_channel(1);
+    let desc = desc.clone();
+    on_app(move || {
+        lent::ask(desc, move |memory| {
+            let _ = sender.try_send(memory);
+        });
+    })?;
+    Ok(answer.recv().ok().flatten().map(Arc::new))
 }
 
 /// True if a store lies on the bdev of this name. Nothing is claimed.

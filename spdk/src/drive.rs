@@ -68,7 +68,7 @@ pub struct Drive {
     moving: AtomicBool,
     /// The owner has no channel left, and is not home.
     lonely: AtomicBool,
-    /// Channels by the number of their thread.
+    /// Channels by the number of their thread. The owner changes under this lock alone.
     channels: Mutex<Vec<(u64, usize)>>,
 }
 
@@ -142,7 +142,7 @@ impl Drive {
 
     /// Name of the thread that owns it now.
     pub fn owner_name(&self) -> String {
-        self.core.owner().name()
+        self.with_owner(Thread::name)
     }
 
     /// Takes an I/O on the thread that it came from.
@@ -165,7 +165,7 @@ impl Drive {
             channel.sent.set(0);
             channel.seen.set(local);
         }
-        forward::<Backed>(io, &self.core.owner());
+        self.send_on(io);
     }
 
     /// Takes an I/O that was sent here; the shard may have gone on meanwhile.
@@ -173,8 +173,19 @@ impl Drive {
         if self.core.is_here() {
             self.begin(disk, io);
         } else {
-            forward::<Backed>(io, &self.core.owner());
+            self.send_on(io);
         }
+    }
+
+    /// Sends an I/O to the owner.
+    fn send_on(&self, io: BdevIo) {
+        self.with_owner(|owner| forward::<Backed>(io, owner));
+    }
+
+    /// Runs `work` while the owner stays the owner: a thread that is none any more may end.
+    fn with_owner<R>(&self, work: impl FnOnce(&Thread) -> R) -> R {
+        let _channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&self.core.owner())
     }
 
     fn begin(&self, disk: &Backed, io: BdevIo) {
@@ -195,7 +206,7 @@ impl Drive {
             self.moving.store(false, Ordering::Release);
             return;
         };
-        self.core.owner().send(move || {
+        let come = move || {
             // Nobody else moves it, so it is still here; it may have ended.
             me.core.with(|core| match &mut core.shard {
                 Some(shard) => {
@@ -204,7 +215,8 @@ impl Drive {
                 }
                 None => drop(poller),
             });
-        });
+        };
+        self.with_owner(|owner| owner.send(come));
     }
 
     /// The calling thread is going to use a disk of this shard.
@@ -248,6 +260,7 @@ impl Drive {
     fn hand_over(&self) {
         let to = self.core.with(|core| {
             let shard = core.shard.as_mut()?;
+            shard.finish();
             if let Base::Host(base) = shard.base_mut() {
                 if base.in_flight() > 0 {
                     return None;
@@ -321,6 +334,7 @@ impl Core {
     fn begin(&mut self, disk: &Backed, io: BdevIo) -> Begun {
         match io.kind() {
             None => (Some((io, Answer::Failed)), None),
+            Some(_) if self.shard.is_none() => (Some((io, Answer::Failed)), None),
             Some(Kind::Reset) => {
                 // Answered in a turn, once nothing is in flight on its disk.
                 self.resets.push_back(io);
@@ -334,9 +348,6 @@ impl Core {
                 (Some((io, answer)), aborted)
             }
             Some(kind) => {
-                if self.shard.is_none() {
-                    return (Some((io, Answer::Failed)), None);
-                }
                 disk.began();
                 let refused =
                     if self.waiting.is_empty() { self.give(disk, kind, io) } else { Some(io) };
@@ -387,7 +398,8 @@ impl Core {
         }
         worked |= shard.turn(clock::now_ns());
         shard.take_nvmf_dones(&mut self.dones);
-        let leaving = shard.may_leave();
+        // Whatever waits and is given now is answered in a later turn.
+        let leaving = shard.may_leave() && self.waiting.is_empty();
         while let Some(io) = self.waiting.pop_front() {
             let disk = backend::<Backed>(&io);
             let kind = io.kind().expect("looked at when it came");
@@ -425,6 +437,7 @@ impl Core {
     /// The end: no disk of the shard is there any more.
     fn retire(&mut self) {
         let Some(mut shard) = self.shard.take() else { return };
+        shard.finish();
         if let Base::Host(base) = shard.base_mut() {
             base.release();
         }

@@ -89,9 +89,9 @@ impl BdevIo {
         io
     }
 
-    fn raw(&self) -> &ffi::spdk_bdev_io {
-        // SAFETY: it lives until it is answered, which takes it from us.
-        unsafe { self.0.as_ref() }
+    /// Not as a reference: SPDK links it into lists meanwhile, on its own thread.
+    fn raw(&self) -> *const ffi::spdk_bdev_io {
+        self.0.as_ptr()
     }
 
     fn ctx(&self) -> *mut IoCtx {
@@ -101,7 +101,9 @@ impl BdevIo {
 
     /// What is wanted; `None`: nothing that we know.
     pub fn kind(&self) -> Option<Kind> {
-        Some(match u32::from(self.raw().type_) {
+        // SAFETY: it lives until it is answered, which takes it from us.
+        let kind = unsafe { (*self.raw()).type_ };
+        Some(match u32::from(kind) {
             ffi::SPDK_BDEV_IO_TYPE_READ => Kind::Read,
             ffi::SPDK_BDEV_IO_TYPE_WRITE => Kind::Write,
             ffi::SPDK_BDEV_IO_TYPE_FLUSH => Kind::Flush,
@@ -115,19 +117,19 @@ impl BdevIo {
 
     fn block_bytes(&self) -> u64 {
         // SAFETY: the bdev of an I/O lives as long as the I/O.
-        u64::from(unsafe { (*self.raw().bdev).blocklen })
+        u64::from(unsafe { (*(*self.raw()).bdev).blocklen })
     }
 
     /// First byte. For reads, writes, unmaps, write-zeroes and flushes.
     pub fn offset(&self) -> u64 {
         // SAFETY: those kinds use this part of the union.
-        unsafe { self.raw().u.bdev.offset_blocks }.saturating_mul(self.block_bytes())
+        unsafe { (*self.raw()).u.bdev.offset_blocks }.saturating_mul(self.block_bytes())
     }
 
     /// Bytes. As for [`BdevIo::offset`].
     pub fn bytes(&self) -> u64 {
         // SAFETY: as in `offset`.
-        unsafe { self.raw().u.bdev.num_blocks }.saturating_mul(self.block_bytes())
+        unsafe { (*self.raw()).u.bdev.num_blocks }.saturating_mul(self.block_bytes())
     }
 
     /// Lists the memory of a read or write.
@@ -135,7 +137,7 @@ impl BdevIo {
         out.clear();
         // SAFETY: as in `offset`; the list is SPDK's, of that length, and lives with the I/O.
         let list = unsafe {
-            let bdev = &self.raw().u.bdev;
+            let bdev = &(*self.raw()).u.bdev;
             if bdev.iovcnt <= 0 || bdev.iovs.is_null() {
                 return;
             }
@@ -149,7 +151,7 @@ impl BdevIo {
         // SAFETY: as in `segs`.
         self.kind() == Some(Kind::Read)
             && unsafe {
-                let bdev = &self.raw().u.bdev;
+                let bdev = &(*self.raw()).u.bdev;
                 bdev.iovcnt <= 0 || bdev.iovs.is_null() || (*bdev.iovs).iov_base.is_null()
             }
     }
@@ -158,13 +160,13 @@ impl BdevIo {
     pub fn aborts(&self, other: &BdevIo) -> bool {
         // SAFETY: an abort uses this part of the union.
         self.kind() == Some(Kind::Abort)
-            && unsafe { self.raw().u.abort.bio_to_abort } == other.0.as_ptr()
+            && unsafe { (*self.raw()).u.abort.bio_to_abort } == other.0.as_ptr()
     }
 
     /// The context of the bdev that it is for.
     pub(super) fn bdev_ctxt(&self) -> *mut c_void {
         // SAFETY: as in `block_bytes`.
-        unsafe { (*self.raw().bdev).ctxt }
+        unsafe { (*(*self.raw()).bdev).ctxt }
     }
 
     /// Hands it over as a number, until [`BdevIo::from_engine`].

@@ -22,7 +22,8 @@ use super::thread::{Thread, text};
 use crate::ffi;
 
 struct Registered<B> {
-    bdev: ffi::spdk_bdev,
+    /// SPDK changes it at any time.
+    bdev: UnsafeCell<ffi::spdk_bdev>,
     backend: Arc<B>,
     name: CString,
     alive: Arc<AtomicBool>,
@@ -80,11 +81,17 @@ impl<B: Backend> Disk<B> {
         bdev.fn_table = const { &Self::TABLE };
         bdev.module = module();
         let mark = alive.clone();
-        let made = Box::into_raw(Box::new(Registered { bdev, backend, name, alive: mark }));
+        let made = Box::into_raw(Box::new(Registered {
+            bdev: UnsafeCell::new(bdev),
+            backend,
+            name,
+            alive: mark,
+        }));
         // SAFETY: `made` stays where it is until `freed`.
         let rc = unsafe {
-            (*made).bdev.name = (*made).name.as_ptr().cast_mut();
-            (*made).bdev.ctxt = made.cast();
+            let bdev = (*made).bdev.get();
+            (*bdev).name = (*made).name.as_ptr().cast_mut();
+            (*bdev).ctxt = made.cast();
             ffi::spdk_io_device_register(
                 made.cast(),
                 Some(channel_made::<B>),
@@ -92,7 +99,7 @@ impl<B: Backend> Disk<B> {
                 size_of::<ChannelState>() as u32,
                 (*made).name.as_ptr(),
             );
-            ffi::spdk_bdev_register(&raw mut (*made).bdev)
+            ffi::spdk_bdev_register(bdev)
         };
         if rc != 0 {
             // SAFETY: no bdev came of it; the device has no channels.
@@ -110,7 +117,7 @@ impl<B: Backend> Disk<B> {
         assert!(on_app_thread());
         let alive = self.alive.load(Ordering::Acquire);
         // SAFETY: alive, so not freed; it is freed on this thread.
-        alive.then(|| unsafe { &raw mut (*self.raw.as_ptr()).bdev })
+        alive.then(|| unsafe { self.raw.as_ref() }.bdev.get())
     }
 
     /// Gives it another alias.
@@ -184,7 +191,7 @@ unsafe extern "C" fn channels_gone<B: Backend>(device: *mut c_void) {
     // SAFETY: the last that SPDK does with it, after `destruct`.
     unsafe {
         let made = device.cast::<Registered<B>>();
-        ffi::spdk_bdev_destruct_done(&raw mut (*made).bdev, 0);
+        ffi::spdk_bdev_destruct_done((*made).bdev.get(), 0);
         drop(Box::from_raw(made));
     }
 }

@@ -72,9 +72,10 @@ unsafe impl GlobalAlloc for DeviceAlloc {
         if layout.align() >= DEVICE_ALIGN {
             let piece = PIECES.iter().find(|p| p.load(Ordering::Acquire) == memory.addr());
             if let Some(piece) = piece {
+                // First: once freed, the address may be another piece's.
+                piece.store(0, Ordering::Release);
                 // SAFETY: it came from there, and is given back once.
                 unsafe { ffi::spdk_free(memory.cast()) };
-                piece.store(0, Ordering::Release);
                 return;
             }
         }

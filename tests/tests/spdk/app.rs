@@ -20,7 +20,7 @@ pub const MIB: u64 = 1 << 20;
 /// Longest wait for an application to answer, and to end.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// MiB of hugepages for each application.
-const MEMORY_MIB: &str = "640";
+const MEMORY_MIB: u64 = 640;
 /// Bytes of one hugepage, in KiB, as SPDK uses them.
 const HUGEPAGE_KIB: u64 = 2048;
 
@@ -61,7 +61,7 @@ pub fn ready(test: &str) -> bool {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
     let pages: u64 = free.and_then(|n| n.trim().parse().ok()).unwrap_or_default();
-    let wanted = MEMORY_MIB.parse::<u64>().expect("a number") * 1024 / HUGEPAGE_KIB;
+    let wanted = MEMORY_MIB * 1024 / HUGEPAGE_KIB;
     if pages < wanted {
         eprintln!(
             "skipped: {test}: {pages} hugepages are free and {wanted} are needed \
@@ -130,11 +130,14 @@ impl App {
         if let Some(dir) = std::env::var_os("SPDK_DIR") {
             command.env("LD_LIBRARY_PATH", Path::new(&dir).join("build/lib"));
         }
+        // One that is killed does not tidy up.
+        let state = self.path("state");
+        command.env("LAMINA_OPTIONS", format!("--state-dir {}", state.display()));
         if !self.arguments.iter().any(|argument| argument == "-m") {
             // The second core is for the threads of control, and what the test itself runs.
             command.args(["-m", "0x1"]);
         }
-        command.args(["-s", MEMORY_MIB, "--disable-cpumask-locks"]);
+        command.arg("-s").arg(MEMORY_MIB.to_string()).arg("--disable-cpumask-locks");
         command.arg("-r").arg(self.socket()).arg("-c").arg(&self.config);
         command.args(&self.arguments);
         if !self.preload {
@@ -254,6 +257,21 @@ impl App {
         let name = format!("{}.sock", disk.replace('/', "-"));
         self.ask("vhost_create_blk_controller", json!({"ctrlr": name, "dev_name": disk}));
         self.path(&name)
+    }
+
+    /// Waits until SPDK's vhost has seen that its clients are gone. A target that is to end while
+    /// one is just leaving waits for that one twice, and does not end (a fault of SPDK's vhost).
+    pub fn await_no_clients(&self) {
+        let deadline = Instant::now() + START_TIME_MAX;
+        loop {
+            let controllers = self.ask("vhost_get_controllers", json!({}));
+            let controllers = controllers.as_array().expect("a list");
+            if controllers.iter().all(|one| one["sessions"].as_array().is_some_and(Vec::is_empty)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "clients do not go: {controllers:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A counter of the first shard of the first store.

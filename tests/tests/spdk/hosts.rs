@@ -79,7 +79,8 @@ fn a_store_goes_from_host_to_host_and_back() {
     assert!(flush(&queue));
     app.snapshot("d", "second");
     let tree = app.ask("lamina_tree", json!({}));
-    drop((device, old));
+    drop((queue, device, old));
+    app.await_no_clients();
     assert!(app.stop().success(), "{}", app.log());
 
     daemon.start();

@@ -1,10 +1,16 @@
 //! How fast a Lamina disk is inside SPDK, beside the malloc bdev that it lies on and SPDK's own
 //! logical volume on the same. Not a test: it prints, and is run by name.
 //!
+//! A malloc bdev lends its memory, so that a store on it needs none of its I/O. What a store costs
+//! on a bdev that is reached by I/O is seen on a passthru bdev over the same malloc bdev, which
+//! lends nothing.
+//!
 //! ```sh
 //! cargo build --release -p lamina-spdk && cargo build --release
 //! cargo test --release --test spdk -- measure --ignored --nocapture --test-threads=1
 //! ```
+//!
+//! `LAMINA_MEASURE_ROUNDS` is how often each row is measured, in turn (default 1).
 //!
 //! Every disk is filled before it is read or written: a Lamina disk by an import, a logical volume
 //! by being thick. One core serves; through vhost, a second one asks.
@@ -23,8 +29,10 @@ const PERF: &str = "build/examples/bdevperf";
 const DISK_MIB: u64 = 96;
 const BASE_MIB: u64 = 256;
 const SNAPSHOTS: u32 = 100;
+/// A logical volume on so small a base takes about 60.
+const LVOL_SNAPSHOTS: u32 = 55;
 /// Seconds of each run.
-const SECONDS: &str = "4";
+const SECONDS: &str = "3";
 /// Writes right after a snapshot: one in each cluster of SPDK's logical volume, 4 MiB apart.
 const FIRST_WRITES: u64 = 20;
 
@@ -38,26 +46,49 @@ enum Kind {
 
 const KINDS: [Kind; 3] = [Kind::Raw, Kind::Lamina, Kind::Lvol];
 
-impl Kind {
-    /// The bdev that is used.
+/// What it lies on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Under {
+    /// A malloc bdev.
+    Malloc,
+    /// A passthru bdev over one.
+    Passthru,
+}
+
+impl Under {
     fn bdev(self) -> &'static str {
         match self {
-            Kind::Raw => "Malloc0",
+            Under::Malloc => "Malloc0",
+            Under::Passthru => "Pass0",
+        }
+    }
+}
+
+impl Kind {
+    /// The bdev that is used.
+    fn bdev(self, under: Under) -> &'static str {
+        match self {
+            Kind::Raw => under.bdev(),
             Kind::Lamina => "pool/d",
             Kind::Lvol => "lvs/d",
         }
     }
 
-    fn base(self) -> (&'static str, Value) {
-        malloc(if self == Kind::Raw { DISK_MIB } else { BASE_MIB }, 4096)
+    fn base(self, under: Under) -> Vec<(&'static str, Value)> {
+        let mut bdevs = vec![malloc(if self == Kind::Raw { DISK_MIB } else { BASE_MIB }, 4096)];
+        if under == Under::Passthru {
+            let params = json!({"base_bdev_name": "Malloc0", "name": under.bdev()});
+            bdevs.push(("bdev_passthru_create", params));
+        }
+        bdevs
     }
 
     /// Makes the disk and fills it.
-    fn set_up(self, app: &App, stream: &Path) {
+    fn set_up(self, app: &App, stream: &Path, under: Under) {
         match self {
             Kind::Raw => {}
             Kind::Lamina => {
-                app.create_store("Malloc0");
+                app.create_store(under.bdev());
                 let mut import = Command::new(program("lamina"));
                 import.arg("--socket").arg(app.path("rpc.sock"));
                 import.args(["snapshot", "import", "--disk", "d"]).arg(stream);
@@ -67,7 +98,7 @@ impl Kind {
                 app.ask("lamina_checkpoint", json!({}));
             }
             Kind::Lvol => {
-                let store = json!({"bdev_name": "Malloc0", "lvs_name": "lvs"});
+                let store = json!({"bdev_name": under.bdev(), "lvs_name": "lvs"});
                 app.ask("bdev_lvol_create_lvstore", store);
                 let volume = json!({
                     "lvs_name": "lvs", "lvol_name": "d", "size_in_mib": DISK_MIB,
@@ -76,6 +107,11 @@ impl Kind {
                 app.ask("bdev_lvol_create", volume);
             }
         }
+    }
+
+    /// Snapshots that it is read under, of those that are wanted.
+    fn depth(self, wanted: u32) -> u32 {
+        if self == Kind::Lvol { wanted.min(LVOL_SNAPSHOTS) } else { wanted }
     }
 
     fn snapshot(self, app: &App, label: &str) {
@@ -117,37 +153,56 @@ fn stream_of_full_disk() -> (Daemon, std::path::PathBuf) {
     (daemon, path)
 }
 
-fn in_process(kind: Kind, workload: &str, depth: u32, stream: &Path) -> f64 {
-    let arguments =
-        ["-z", "-q", "64", "-o", "4096", "-w", workload, "-t", SECONDS, "-T", kind.bdev()];
-    let app = App::start(Tool::Preloaded(PERF, &arguments), &[kind.base()]);
-    kind.set_up(&app, stream);
+fn rounds() -> usize {
+    std::env::var("LAMINA_MEASURE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+fn in_process(kind: Kind, under: Under, workload: &str, depth: u32, stream: &Path) -> f64 {
+    let bdev = kind.bdev(under);
+    let arguments = ["-z", "-q", "64", "-o", "4096", "-w", workload, "-t", SECONDS, "-T", bdev];
+    let app = App::start(Tool::Preloaded(PERF, &arguments), &kind.base(under));
+    kind.set_up(&app, stream, under);
     (0..depth).for_each(|n| kind.snapshot(&app, &format!("s{n}")));
     let answer = app.ask("perform_tests", Value::Null);
     answer["results"][0]["iops"].as_f64().unwrap_or_else(|| panic!("{answer}\n{}", app.log()))
 }
 
-#[test]
-#[ignore = "measures"]
-fn in_the_process() {
+fn in_the_process_on(under: Under) {
     if !ready_with("in_the_process", PERF) {
         return;
     }
     let (_daemon, stream) = stream_of_full_disk();
-    for (workload, depth) in [("randread", 0), ("randwrite", 0), ("randread", SNAPSHOTS)] {
-        for kind in KINDS {
-            if kind != Kind::Raw || depth == 0 {
-                let iops = in_process(kind, workload, depth, &stream);
-                println!("bdevperf {workload} depth {depth} {kind:?}: {iops:.0} I/O a second");
+    for _ in 0..rounds() {
+        for (workload, depth) in [("randread", 0), ("randwrite", 0), ("randread", SNAPSHOTS)] {
+            for kind in KINDS {
+                let depth = kind.depth(depth);
+                if kind != Kind::Raw || depth == 0 {
+                    let iops = in_process(kind, under, workload, depth, &stream);
+                    println!(
+                        "{under:?} bdevperf {workload} depth {depth} {kind:?}: {iops:.0} IOPS"
+                    );
+                }
             }
         }
     }
 }
 
+#[test]
+#[ignore = "measures"]
+fn in_the_process() {
+    in_the_process_on(Under::Malloc);
+}
+
+#[test]
+#[ignore = "measures"]
+fn in_the_process_by_io() {
+    in_the_process_on(Under::Passthru);
+}
+
 /// I/O a second that a second application, on the second core, gets from a vhost socket.
 fn asked(app: &App, socket: &Path, workload: &str, size: &str, seconds: &str) -> f64 {
     let attach = json!({
-        "name": "V0", "trtype": "user", "traddr": socket, "dev_type": "blk", "vq_count": 1,
+        "name": "V0", "trtype": "user", "traddr": socket, "dev_type": "blk", "vq_count": 2,
         "vq_size": 256
     });
     let config = json!({"subsystems": [{"subsystem": "bdev", "config": [
@@ -164,13 +219,15 @@ fn asked(app: &App, socket: &Path, workload: &str, size: &str, seconds: &str) ->
     let said = String::from_utf8_lossy(&output.stdout).replace('\r', "\n");
     let total = said.lines().rfind(|line| line.trim_start().starts_with("Total"));
     let number = total.and_then(|line| line.split_whitespace().find_map(|w| w.parse().ok()));
-    number.unwrap_or_else(|| panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr)))
+    number
+        .filter(|iops: &f64| iops.is_finite())
+        .unwrap_or_else(|| panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Median microseconds of a write to a place that was not written since the snapshot.
 fn first_write(app: &App, kind: Kind, socket: &Path) -> f64 {
-    let device = Device::connect(socket, Options { huge: true, ..Options::default() })
-        .expect("SPDK's vhost listens");
+    let options = Options { huge: true, unflushed: true, ..Options::default() };
+    let device = Device::connect(socket, options).expect("SPDK's vhost listens");
     let queue = device.queue(0);
     let mut times = Vec::new();
     kind.snapshot(app, "first");
@@ -195,20 +252,21 @@ fn through_vhost() {
         return;
     }
     let (_daemon, stream) = stream_of_full_disk();
-    for kind in KINDS {
-        let app = App::start(Tool::Target, &[kind.base()]);
-        kind.set_up(&app, &stream);
-        let socket = app.export(kind.bdev());
+    for kind in KINDS.repeat(rounds()) {
+        let app = App::start(Tool::Target, &kind.base(Under::Malloc));
+        kind.set_up(&app, &stream, Under::Malloc);
+        let socket = app.export(kind.bdev(Under::Malloc));
         for workload in ["randread", "randwrite"] {
             let iops = asked(&app, &socket, workload, "4096", SECONDS);
-            println!("vhost {workload} depth 0 {kind:?}: {iops:.0} I/O a second");
+            println!("vhost {workload} depth 0 {kind:?}: {iops:.0} IOPS");
         }
         let first = first_write(&app, kind, &socket);
         println!("vhost first write after a snapshot {kind:?}: {first:.1} us");
         if kind != Kind::Raw {
-            (1..SNAPSHOTS).for_each(|n| kind.snapshot(&app, &format!("s{n}")));
+            let depth = kind.depth(SNAPSHOTS);
+            (1..depth).for_each(|n| kind.snapshot(&app, &format!("s{n}")));
             let iops = asked(&app, &socket, "randread", "4096", SECONDS);
-            println!("vhost randread depth {SNAPSHOTS} {kind:?}: {iops:.0} I/O a second");
+            println!("vhost randread depth {depth} {kind:?}: {iops:.0} IOPS");
         }
     }
 }
