@@ -15,12 +15,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use lamina_bdev::Config;
+use lamina_bdev::limits::CACHE_BYTES_MIN;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 
 use crate::capsule_steps::CapsuleHost;
 use crate::engine::rig::Rig;
+use crate::memory::Memory;
 use crate::random::Random;
 use crate::ring_steps::RingGuest;
 use crate::store::{BUFFER_BYTES, DEPTH_MAX, Store, Verb};
@@ -63,6 +66,8 @@ enum Step {
     Read,
     /// The same, 32 in flight
     ReadDeep,
+    /// A 4 KiB read whose leaf is not in the cache: read, checked, adopted, another one evicted
+    ReadMiss,
     /// A 4 KiB write in place
     Overwrite,
     /// The same, 32 in flight
@@ -200,6 +205,9 @@ fn total(out: &Path) -> Result<u64> {
 
 /// What is counted.
 fn carry_out(step: Step, count: u64) -> Result<()> {
+    if step == Step::ReadMiss {
+        return read_misses(count);
+    }
     let mut rig = Rig::new(96 << 20)?;
     rig.leave_data();
     rig.fix_clock();
@@ -217,6 +225,7 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
     match step {
         Step::Read => run(&mut rig, Verb::Read, count, 1, block),
         Step::ReadDeep => run(&mut rig, Verb::Read, count, 32, block),
+        Step::ReadMiss => unreachable!("carried out on a store of its own"),
         Step::Overwrite => run(&mut rig, Verb::Write, count, 1, block),
         Step::OverwriteDeep => run(&mut rig, Verb::Write, count, 32, block),
         Step::Redirect => {
@@ -249,6 +258,23 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
         Step::CapsuleWrite => CapsuleHost::new(DISK)?.run(Verb::Write, count, block),
         Step::Snapshot => (0..count).try_for_each(|_| rig.snapshot().map(|_| ())),
     }
+}
+
+/// `count` reads, one at a time, of twice as many leaves as the smallest cache has room for, in
+/// turn: none is there when its turn comes.
+fn read_misses(count: u64) -> Result<()> {
+    let config = Config { cache_bytes: 0, ..Config::default() };
+    let mut rig = Rig::on(Memory::sparse(2 << 30)?, config)?;
+    rig.leave_data();
+    rig.fix_clock();
+    let leaf_bytes = 2 << 20;
+    let leaves = 2 * CACHE_BYTES_MIN as u64 / 4096;
+    rig.create(leaves * leaf_bytes)?;
+    let mut leaf = (0..leaves).cycle();
+    let mut offset = || leaf.next().expect("a cycle has no end") * leaf_bytes;
+    run(&mut rig, Verb::Write, leaves, 1, &mut offset)?;
+    rig.settle()?;
+    run(&mut rig, Verb::Read, count, 1, offset)
 }
 
 /// `count` requests of 4 KiB, `depth` at a time.

@@ -215,7 +215,7 @@ impl RingGuest {
             if idle.len() == usize::from(DEPTH) {
                 return Ok(());
             }
-            self.export.poll(rig.engine());
+            self.export.poll_into(rig);
             rig.turn_all(&mut done)?;
             for cookie in done.drain(..) {
                 self.export.complete(u64::from(cookie), lamina_bdev::Status::Ok);

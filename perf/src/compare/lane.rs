@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Options;
 use super::figure::Figure;
+use super::fresh::Host;
 use super::rows::{Case, Client, FILL, Peer};
 use super::spdk::{BdevPerf, Build, nvme_perf};
 use super::target::{SUBSYSTEM, Target, pause, resume};
@@ -25,6 +26,7 @@ const TRIES: usize = 3;
 enum Way {
     Bdev(BdevPerf, Target),
     Nvme(u16, Target),
+    Host(Box<Host>, Target),
     Ring(Box<Rig>, Vec<u32>),
 }
 
@@ -105,12 +107,17 @@ impl Lane {
                 Way::Bdev(BdevPerf::start(build, core, &socket)?, target)
             }
             (Client::NvmePerf, Some(mut target)) => Way::Nvme(target.export_nvme()?, target),
+            (Client::Initiator, Some(mut target)) => {
+                let port = target.export_nvme()?;
+                let host = clock::on_core(core, || Host::connect(port))??;
+                Way::Host(Box::new(host), target)
+            }
             (Client::VirtioDriver, target) => ring(peer, target, options)?,
             (_, None) => anyhow::bail!("{} has no such client", peer.name()),
         };
         let pids = match &way {
             Way::Bdev(client, target) => vec![target.pid(), client.pid()],
-            Way::Nvme(_, target) => vec![target.pid()],
+            Way::Nvme(_, target) | Way::Host(_, target) => vec![target.pid()],
             Way::Ring(rig, _) => vec![rig.pid()],
         };
         let (spdk, size) = (spdk.cloned(), options.size);
@@ -129,12 +136,16 @@ impl Lane {
             })??;
             return Ok(());
         }
+        if let Way::Host(host, target) = &mut self.way {
+            clock::on_core(self.client_core, || host.fill(&FILL, self.size))??;
+            return target.settle();
+        }
         let filled = self.drive(&FILL, 1)?;
         // A second of it must have been enough for the whole disk.
         let bytes = filled.iops * f64::from(FILL.bytes);
         ensure!(bytes > self.size as f64, "{} is not full after a second", self.peer.name());
         let (Way::Bdev(_, target) | Way::Nvme(_, target)) = &mut self.way else { return Ok(()) };
-        (0..self.peer.snapshots()).try_for_each(|number| target.snapshot(number))?;
+        (0..self.peer.snapshots()).try_for_each(|number| target.snapshot(number).map(|_| ()))?;
         target.settle()
     }
 
@@ -172,6 +183,10 @@ impl Lane {
             Way::Nvme(port, target) => {
                 let build = self.spdk.as_ref().context("no build of SPDK")?;
                 nvme_perf(build, core, target, (*port, SUBSYSTEM), case, seconds)
+            }
+            Way::Host(host, target) => {
+                let size = self.size;
+                clock::on_core(core, || host.run(target, case, size))?
             }
             Way::Ring(rig, _) => {
                 let units = self.size / u64::from(case.bytes);

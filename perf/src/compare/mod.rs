@@ -13,6 +13,7 @@
 //! of the machine took.
 
 mod figure;
+mod fresh;
 mod lane;
 pub(crate) mod machine;
 pub(crate) mod page;
@@ -55,7 +56,7 @@ pub struct Options {
     pub rounds: u32,
 
     /// Only rows whose name contains this, or this group: vhost, vhost-null, vhost-depth,
-    /// vhost-file, qemu, qemu-file, nvme (may be repeated)
+    /// vhost-file, qemu, qemu-file, nvme, snapshot (may be repeated)
     #[arg(long, value_name = "TEXT")]
     pub rows: Vec<String>,
 
@@ -132,7 +133,7 @@ fn measure(options: &Options, report: &mut Report) -> Result<bool> {
     for group in GROUPS {
         let cases: Vec<Case> =
             group.cases.iter().copied().filter(|c| wanted(options, &group, c)).collect();
-        let needs_spdk = group.client != Client::VirtioDriver;
+        let needs_spdk = matches!(group.client, Client::BdevPerf | Client::NvmePerf);
         let there = |peer: &Peer| {
             (spdk.is_ok() || !peer.is_spdk() && !needs_spdk) && (qemu || !peer.is_qemu())
         };
@@ -172,10 +173,14 @@ fn measure_group(
     spdk: Option<&Build>,
 ) -> Result<Vec<Measured>> {
     let mut lanes = Vec::new();
+    let mut options = options.clone();
+    if group.client == Client::Initiator {
+        options.size = fresh::DISK_BYTES;
+    }
     for &peer in peers {
         eprintln!("compare: {}: preparing {}", group.title, peer.name());
         lanes.push(
-            Lane::open(peer, group.client, options, spdk)
+            Lane::open(peer, group.client, &options, spdk)
                 .with_context(|| format!("preparing {}", peer.name()))?,
         );
     }

@@ -9,6 +9,8 @@ pub enum Client {
     VirtioDriver,
     /// NVMe/TCP on the loopback, SPDK's `spdk_nvme_perf`.
     NvmePerf,
+    /// NVMe/TCP on the loopback, our own initiator.
+    Initiator,
 }
 
 /// Who serves the disk, on what.
@@ -91,11 +93,16 @@ pub struct Case {
     pub bytes: u32,
     /// Requests in flight.
     pub depth: u32,
+    /// Only the first write to each 4 MiB after a snapshot; see [`super::fresh`].
+    pub fresh: bool,
 }
 
 impl Case {
     /// For tables.
     pub fn name(self) -> String {
+        if self.fresh {
+            return format!("first 4 KiB write to each 4 MiB after a snapshot, QD {}", self.depth);
+        }
         let verb = if self.write { "write" } else { "read" };
         let order = if self.is_random() { "random" } else { "sequential" };
         format!("{} KiB {order} {verb}, QD {}", self.bytes >> 10, self.depth)
@@ -133,7 +140,7 @@ pub struct Group {
 }
 
 const fn case(write: bool, bytes: u32, depth: u32) -> Case {
-    Case { write, bytes, depth }
+    Case { write, bytes, depth, fresh: false }
 }
 
 const READ: Case = case(false, 4096, 64);
@@ -141,11 +148,12 @@ const WRITE: Case = case(true, 4096, 64);
 const READ_1: Case = case(false, 4096, 1);
 const WRITE_1: Case = case(true, 4096, 1);
 const LARGE: [Case; 2] = [case(false, 128 << 10, 16), case(true, 128 << 10, 16)];
+const FIRST_WRITE: Case = Case { fresh: true, ..WRITE };
 /// Filling a disk.
 pub const FILL: Case = LARGE[1];
 
 /// All of them.
-pub const GROUPS: [Group; 7] = [
+pub const GROUPS: [Group; 8] = [
     Group {
         key: "vhost",
         title: "vhost-user-blk, RAM",
@@ -195,6 +203,13 @@ pub const GROUPS: [Group; 7] = [
         peers: &[Peer::Lamina, Peer::SpdkLvol, Peer::SpdkMalloc],
         cases: &[READ, WRITE, READ_1, WRITE_1],
     },
+    Group {
+        key: "snapshot",
+        title: "NVMe/TCP, RAM, snapshots",
+        client: Client::Initiator,
+        peers: &[Peer::Lamina, Peer::SpdkLvol],
+        cases: &[FIRST_WRITE],
+    },
 ];
 
 /// A promise: the first target's rate is at least so many times another's.
@@ -215,7 +230,7 @@ const fn promise(group: &'static str, case: Case, to: Peer, ratio: f64) -> Promi
 }
 
 /// What is promised of these rows.
-pub const PROMISES: [Promise; 16] = [
+pub const PROMISES: [Promise; 17] = [
     promise("vhost", READ, Peer::SpdkLvol, 1.5),
     promise("vhost", READ, Peer::SpdkMalloc, 1.25),
     promise("vhost", WRITE, Peer::SpdkLvol, 1.5),
@@ -224,6 +239,7 @@ pub const PROMISES: [Promise; 16] = [
     promise("vhost-null", READ, Peer::SpdkNull, 1.0),
     promise("vhost-null", WRITE, Peer::SpdkNull, 1.0),
     promise("vhost-depth", READ, Peer::Lamina, 0.97),
+    promise("snapshot", FIRST_WRITE, Peer::SpdkLvol, 100.0),
     promise("nvme", READ, Peer::SpdkLvol, 1.1),
     promise("nvme", READ, Peer::SpdkMalloc, 1.0),
     promise("nvme", WRITE, Peer::SpdkLvol, 1.1),

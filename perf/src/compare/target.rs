@@ -171,14 +171,23 @@ impl Target {
         }
     }
 
-    /// Takes a snapshot of the disk.
+    /// Takes a snapshot of the disk: what [`Target::delete`] calls it.
     ///
     /// # Errors
     /// It is refused.
-    pub fn snapshot(&mut self, number: usize) -> Result<()> {
+    pub fn snapshot(&mut self, number: usize) -> Result<String> {
         let name = format!("snap{number}");
         let snapshot = json!({"lvol_name": self.disk, "snapshot_name": name});
-        self.call("bdev_lvol_snapshot", &snapshot).map(|_| ())
+        let made = self.call("bdev_lvol_snapshot", &snapshot)?;
+        Ok(made.as_str().context("a snapshot's name")?.to_owned())
+    }
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn delete(&mut self, snapshot: &str) -> Result<()> {
+        self.call("bdev_lvol_delete", &json!({"name": snapshot})).map(|_| ())
     }
 }
 

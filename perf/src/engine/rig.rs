@@ -3,10 +3,12 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{
-    BaseIo, BaseOp, BaseTraits, Command, Config, DiskId, Engine, EngineState, FormatParams, Handle,
-    LABEL_BYTES, Name, Op, Reply, Request, Seg, SnapId, SnapRef, Status, Target, Uuid, format_plan,
-    read_label,
+    AtOnce, BaseIo, BaseOp, BaseTraits, Command, Config, DiskId, Engine, EngineState, FormatParams,
+    Handle, LABEL_BYTES, Name, Op, Reply, Request, Seg, SnapId, SnapRef, Status, Target, Uuid,
+    format_plan, read_label,
 };
+
+use lamina_target::vhost::{Submit, Taken};
 
 use crate::clock;
 use crate::memory::Memory;
@@ -47,6 +49,8 @@ pub struct Rig {
     unmoved_too: std::ops::Range<usize>,
     segs: Vec<Seg>,
     disks: Vec<Option<(DiskId, Handle)>>,
+    /// Slots of requests that were done at once.
+    done: Vec<u32>,
     chosen: Chosen,
     raw: Vec<RawRequest>,
     commands: u64,
@@ -99,6 +103,7 @@ impl Rig {
             unmoved_too: 0..0,
             segs: Vec::with_capacity(SEGS_MAX),
             disks: Vec::new(),
+            done: Vec::with_capacity(DEPTH_MAX),
             chosen: Chosen::Raw,
             raw: Vec::with_capacity(DEPTH_MAX),
             commands: COMMANDS,
@@ -128,11 +133,6 @@ impl Rig {
     /// The same for a range of addresses, like a guest's memory.
     pub fn leave_data_at(&mut self, addresses: std::ops::Range<usize>) {
         self.unmoved_too = addresses;
-    }
-
-    /// The engine, for exports that submit by themselves.
-    pub fn engine(&mut self) -> &mut Engine {
-        &mut self.engine
     }
 
     /// The attachment of the chosen disk.
@@ -167,19 +167,26 @@ impl Rig {
         self.ticks = Some(1 << 45);
     }
 
-    /// Serves one operation of the engine at once.
-    fn serve(&mut self, io: &BaseIo) {
-        self.segs.clear();
-        if io.op != BaseOp::Flush {
-            if io.first.len == io.len as usize {
-                self.segs.push(io.first);
-            } else {
-                self.engine.gather(io, &mut self.segs);
-            }
-        }
-        let mut at = (self.region + io.offset) as usize;
-        for seg in &self.segs {
-            match io.op {
+    /// Gives the engine a request, and the base its bytes if that is all there is to it.
+    #[inline]
+    fn give(&mut self, request: &Request, segs: &[Seg]) -> Taken {
+        let offset = match self.engine.at_once(request, segs) {
+            AtOnce::Zeroed => return Taken::Done,
+            AtOnce::Move { offset } => offset,
+            AtOnce::No if self.engine.submit(request, segs) => return Taken::Later,
+            AtOnce::No => return Taken::No,
+        };
+        let op = if request.op == Op::Read { BaseOp::Read } else { BaseOp::Write };
+        self.transfer(op, offset, segs);
+        Taken::Done
+    }
+
+    /// Moves bytes between the base and a request's memory, if they are to be moved.
+    #[inline]
+    fn transfer(&mut self, op: BaseOp, offset: u64, segs: &[Seg]) {
+        let mut at = (self.region + offset) as usize;
+        for seg in segs {
+            match op {
                 _ if self.unmoved.contains(&seg.addr) => {}
                 _ if self.unmoved_too.contains(&seg.addr) => {}
                 BaseOp::Read => self.ram.read_into(at, seg.addr, seg.len),
@@ -188,6 +195,21 @@ impl Rig {
             }
             at += seg.len;
         }
+    }
+
+    /// Serves one operation of the engine at once.
+    fn serve(&mut self, io: &BaseIo) {
+        let mut segs = std::mem::take(&mut self.segs);
+        segs.clear();
+        if io.op != BaseOp::Flush {
+            if io.first.len == io.len as usize {
+                segs.push(io.first);
+            } else {
+                self.engine.gather(io, &mut segs);
+            }
+        }
+        self.transfer(io.op, io.offset, &segs);
+        self.segs = segs;
     }
 
     /// Engine and base, until neither has anything for the other. True if there was anything.
@@ -213,7 +235,9 @@ impl Rig {
 
     /// One turn of the engine. True if there was anything to do.
     fn drive(&mut self, done: &mut Vec<u32>) -> Result<bool> {
-        let mut worked = self.drain(done)?;
+        let before = done.len();
+        done.append(&mut self.done);
+        let mut worked = self.drain(done)? || done.len() > before;
         let now = match &mut self.ticks {
             Some(ticks) => {
                 *ticks += 1000;
@@ -372,6 +396,13 @@ impl Rig {
     }
 }
 
+/// As a reactor does it, without asking for blocks ahead of their copies.
+impl Submit for Rig {
+    fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
+        self.give(request, segs)
+    }
+}
+
 impl Store for Rig {
     fn submit(&mut self, verb: Verb, slot: u32, offset: u64, len: u32) -> Result<()> {
         let Chosen::Disk(at) = self.chosen else {
@@ -384,10 +415,14 @@ impl Store for Rig {
             Verb::Write => Op::Write,
         };
         let addr = self.buffers.addr(slot as usize * BUFFER_BYTES, len as usize);
-        let segs = [Seg { addr, len: len as usize }];
+        let seg = Seg { addr, len: len as usize };
         let len = u64::from(len);
         let request = Request { cookie: u64::from(slot), handle, op, offset, len, fua: false };
-        ensure!(self.engine.submit(&request, &segs), "the engine has no slot left");
+        match self.give(&request, &[seg]) {
+            Taken::No => bail!("the engine has no slot left"),
+            Taken::Later => {}
+            Taken::Done => self.done.push(slot),
+        }
         Ok(())
     }
 

@@ -8,6 +8,11 @@
 //! ```
 //!
 //! Quiet runs and attacks take turns, so that a machine that is slow for a while is slow for both.
+//!
+//! Attacker and tenant share a core here, and all of them the machine. What that alone costs is
+//! measured too ("elsewhere"): the same attack on a listener of another process, which takes
+//! connections now and then, all there are at once, and closes them. Hosts that never read have
+//! nothing like it there.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,6 +26,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::daemon::{Daemon, Queue};
 use super::load::{Case, Lane, Measured, run};
+use super::sink::Sink;
 use crate::clock;
 use crate::random::Random;
 
@@ -32,16 +38,19 @@ const GREED: Case =
     Case { name: "128k reads", write: false, bytes: 128 << 10, depth: 100, queues: 1 };
 /// The tenant's p99 may grow this much.
 const FACTOR_MAX: f64 = 2.0;
-/// How often an attacker acts.
-const BEAT: Duration = Duration::from_millis(2);
+/// How often an attacker acts, and how many times then. It shares a core with the tenant, and each
+/// time that it wakes up all that the tenant has in flight waits; one on another machine would do
+/// no such thing. So it acts seldom, and much.
+const BEAT: Duration = Duration::from_millis(10);
+const ACTS: usize = 5;
 /// Longest wait for the daemon to be rid of attackers.
 const REST: Duration = Duration::from_secs(30);
-/// Sockets that say nothing, all the time; and new ones a beat.
+/// Sockets that say nothing, all the time; and new ones an act.
 const HALF_OPEN: usize = 2000;
-const HALF_OPEN_BEAT: usize = 2;
+const HALF_OPEN_ACT: usize = 2;
 /// Hosts that ask for much and read nothing.
 const NEVER_READ: usize = 24;
-/// Sockets that send a byte each a beat.
+/// Sockets that send a byte each an act.
 const SLOW_WRITERS: usize = 64;
 
 /// Kinds of attack.
@@ -85,8 +94,8 @@ struct Attacker {
 
 impl Attacker {
     /// Everything that is to be there before the tenant is measured.
-    fn new(daemon: &Daemon, attack: Attack) -> Result<Attacker> {
-        let address = daemon.address();
+    fn new(daemon: &Daemon, attack: Attack, sink: Option<&Sink>) -> Result<Attacker> {
+        let address = sink.map_or(daemon.address(), Sink::address);
         let mut attacker = Attacker {
             address,
             attack,
@@ -100,7 +109,7 @@ impl Attacker {
                 attacker.half_open.push_back(TcpStream::connect(address)?);
             }
         }
-        if attack.includes(Attack::NeverRead) {
+        if attack.includes(Attack::NeverRead) && sink.is_none() {
             for _ in 0..NEVER_READ {
                 let (admin, mut queue) = daemon.other_host()?;
                 for at in 0..u64::from(GREED.depth) {
@@ -113,10 +122,10 @@ impl Attacker {
         Ok(attacker)
     }
 
-    /// One beat. What the daemon refuses or closes is what it should.
+    /// Acts once. What the daemon refuses or closes is what it should.
     fn act(&mut self) {
         if self.attack.includes(Attack::HalfOpen) {
-            for _ in 0..HALF_OPEN_BEAT {
+            for _ in 0..HALF_OPEN_ACT {
                 self.half_open.extend(TcpStream::connect(self.address));
                 if self.half_open.len() > HALF_OPEN {
                     self.half_open.pop_front();
@@ -143,6 +152,7 @@ impl Attacker {
         while self.writers.len() < SLOW_WRITERS {
             let Ok(socket) = TcpStream::connect(self.address) else { break };
             let _ = socket.set_nonblocking(true);
+            let _ = socket.set_nodelay(true);
             self.writers.push((socket, 0));
         }
         self.writers.retain_mut(|(socket, at)| {
@@ -159,14 +169,19 @@ impl Attacker {
 /// Common header of an ICReq.
 const IC_HEADER: [u8; 8] = [0, 0, 128, 0, 128, 0, 0, 0];
 
-/// The tenant's latency while `attack` goes on.
-fn attacked(daemon: &mut Daemon, attack: Attack, options: &Options) -> Result<Measured> {
-    let mut attacker = Attacker::new(daemon, attack)?;
+/// The tenant's latency while `attack` goes on, against the daemon or against something else.
+fn attacked(
+    daemon: &mut Daemon,
+    attack: Attack,
+    options: &Options,
+    sink: Option<&Sink>,
+) -> Result<Measured> {
+    let mut attacker = Attacker::new(daemon, attack, sink)?;
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     let thread = std::thread::spawn(move || {
         while !told.load(Ordering::Relaxed) {
-            attacker.act();
+            (0..ACTS).for_each(|_| attacker.act());
             std::thread::sleep(BEAT);
         }
     });
@@ -202,59 +217,87 @@ fn best(old: Option<Measured>, new: Measured) -> Measured {
     }
 }
 
+/// What an attack costs.
+struct Row {
+    attack: Attack,
+    /// On the daemon.
+    daemon: Option<Measured>,
+    /// On something else.
+    machine: Option<Measured>,
+}
+
 /// Runs the attacks; true if none more than doubles the tenant's p99.
 ///
 /// # Errors
 /// It could not be measured, or attackers stay for ever.
 pub fn main(options: &Options) -> Result<bool> {
     let mut daemon = Daemon::start(options)?;
+    let sink = Sink::start()?;
     clock::pin(options.client_core).context("pinning the tenant")?;
     let before = daemon.connections()?;
     let mut alone = None;
-    let mut rows: Vec<(Attack, Option<Measured>)> =
-        Attack::EACH.iter().map(|attack| (*attack, None)).collect();
+    let mut rows = Attack::EACH.map(|attack| Row { attack, daemon: None, machine: None });
     for round in 0..options.runs {
-        for (attack, measured) in &mut rows {
+        for Row { attack, daemon: measured, machine } in &mut rows {
             eprintln!("nvmf: round {}, {}", round + 1, attack.name());
             alone = Some(best(alone, measure(&mut daemon, options)?));
             rest(&mut daemon, before)?;
-            *measured = Some(best(measured.take(), attacked(&mut daemon, *attack, options)?));
+            let new = attacked(&mut daemon, *attack, options, None)?;
+            *measured = Some(best(measured.take(), new));
             rest(&mut daemon, before)?;
+            if *attack != Attack::NeverRead {
+                let new = attacked(&mut daemon, *attack, options, Some(&sink))?;
+                *machine = Some(best(machine.take(), new));
+                rest(&mut daemon, before)?;
+            }
         }
     }
     let alone = alone.context("no rounds")?;
-    let rows: Vec<(Attack, Measured)> =
-        rows.into_iter().filter_map(|(attack, measured)| Some((attack, measured?))).collect();
-    let factor = |m: &Measured| m.p99_ns as f64 / alone.p99_ns as f64;
     match options.json {
-        true => {
-            let rows = rows.iter().map(|(attack, m)| {
-                json!({"attack": attack.name(), "per_second": m.per_second, "p50_ns": m.p50_ns,
-                    "p99_ns": m.p99_ns, "alone_p50_ns": alone.p50_ns,
-                    "alone_p99_ns": alone.p99_ns, "factor": factor(m)})
-            });
-            println!("{:#}", Value::Array(rows.collect()));
-        }
+        true => println!("{:#}", as_json(&alone, &rows)),
         false => print(&alone, &rows, options),
     }
-    Ok(rows.iter().all(|(_, m)| factor(m) <= FACTOR_MAX))
+    Ok(rows.iter().all(|row| row.daemon.is_none_or(|m| factor(&m, &alone) <= FACTOR_MAX)))
 }
 
-fn print(alone: &Measured, rows: &[(Attack, Measured)], options: &Options) {
+fn factor(measured: &Measured, alone: &Measured) -> f64 {
+    measured.p99_ns as f64 / alone.p99_ns as f64
+}
+
+fn as_json(alone: &Measured, rows: &[Row]) -> Value {
+    let rows = rows.iter().filter_map(|row| {
+        let m = row.daemon?;
+        let machine = row.machine.map(|machine| machine.p99_ns);
+        Some(json!({"attack": row.attack.name(), "per_second": m.per_second, "p50_ns": m.p50_ns,
+            "p99_ns": m.p99_ns, "alone_p50_ns": alone.p50_ns, "alone_p99_ns": alone.p99_ns,
+            "factor": factor(&m, alone), "elsewhere_p99_ns": machine}))
+    });
+    Value::Array(rows.collect())
+}
+
+fn print(alone: &Measured, rows: &[Row], options: &Options) {
     println!(
         "A well-behaved host ({}) beside hostile ones, target on core {}, client on core {}",
         TENANT.name, options.target_core, options.client_core
     );
-    println!("{:<46}{:>10}{:>10}{:>10}{:>10}", "attack", "ops/s", "p50 us", "p99 us", "p99 x");
-    let line = |name: &str, m: &Measured| {
+    println!(
+        "{:<46}{:>10}{:>10}{:>10}{:>10}{:>13}",
+        "attack", "ops/s", "p50 us", "p99 us", "p99 x", "elsewhere x"
+    );
+    let line = |name: &str, m: &Measured, machine: Option<Measured>| {
+        let machine = machine.map_or(String::from("-"), |m| format!("{:.2}", factor(&m, alone)));
         println!(
-            "{name:<46}{:>10.0}{:>10.1}{:>10.1}{:>10.2}",
+            "{name:<46}{:>10.0}{:>10.1}{:>10.1}{:>10.2}{machine:>13}",
             m.per_second,
             m.p50_ns as f64 / 1000.0,
             m.p99_ns as f64 / 1000.0,
-            m.p99_ns as f64 / alone.p99_ns as f64
+            factor(m, alone)
         );
     };
-    line("none", alone);
-    rows.iter().for_each(|(attack, m)| line(attack.name(), m));
+    line("none", alone, None);
+    for row in rows {
+        if let Some(measured) = &row.daemon {
+            line(row.attack.name(), measured, row.machine);
+        }
+    }
 }

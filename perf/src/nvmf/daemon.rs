@@ -20,7 +20,7 @@ use crate::vhost::process::Process;
 const SUBSYSTEM: &str = "nqn.2016-06.io.spdk:cnode1";
 const HOST: &str = "nqn.2014-08.org.example:perf";
 /// Entries of the I/O queues: room for every depth.
-const ENTRIES: u16 = 256;
+const ENTRIES: u16 = 128;
 
 /// A running daemon and a host's controller on it.
 pub struct Daemon {
@@ -116,10 +116,7 @@ impl Daemon {
     /// # Errors
     /// It is refused.
     pub fn other_host(&self) -> Result<(Queue, Queue)> {
-        let (mut admin, cntlid) = Queue::connect(self.address, 0, 0xffff)?;
-        admin.enable()?;
-        let (queue, _) = Queue::connect(self.address, 1, cntlid)?;
-        Ok((admin, queue))
+        controller(self.address)
     }
 
     /// I/O queues for a case.
@@ -141,6 +138,18 @@ impl Daemon {
     }
 }
 
+/// A host's controller on a target's [`SUBSYSTEM`]: its admin queue and an I/O queue.
+///
+/// # Errors
+/// It is refused.
+pub fn controller(address: SocketAddr) -> Result<(Queue, Queue)> {
+    let (mut admin, cntlid) = Queue::connect(address, 0, 0xffff)?;
+    admin.enable()?;
+    let (mut queue, _) = Queue::connect(address, 1, cntlid)?;
+    queue.block_bytes = admin.block_bytes_of_namespace()?;
+    Ok((admin, queue))
+}
+
 /// One queue, polled.
 pub struct Queue {
     socket: TcpStream,
@@ -148,6 +157,8 @@ pub struct Queue {
     buffer: Vec<u8>,
     /// Data to write or to read into, kept for the next request.
     spare: Vec<Vec<u8>>,
+    /// Of the namespace.
+    block_bytes: u64,
 }
 
 impl Queue {
@@ -157,7 +168,7 @@ impl Queue {
         socket.set_nonblocking(true)?;
         let options = HostOptions { depth: ENTRIES - 1, ..HostOptions::default() };
         let (initiator, buffer) = (Initiator::new(options), vec![0; 256 << 10]);
-        let mut queue = Queue { socket, initiator, buffer, spare: Vec::new() };
+        let mut queue = Queue { socket, initiator, buffer, spare: Vec::new(), block_bytes: 512 };
         while !queue.initiator.is_open() {
             queue.step()?;
         }
@@ -192,6 +203,18 @@ impl Queue {
             Command { opcode: admin::SET_FEATURES, cdw10: 7, cdw11: 7 << 16 | 7, ..enable };
         self.carry_out(Command { nsid: 0, cdw12: 0, ..queues }, Payload::None)?;
         Ok(())
+    }
+
+    /// What Identify Namespace says of namespace 1 (NVM Command Set 1.1, 4.1.5.1): FLBAS and the data
+    /// size of that format.
+    fn block_bytes_of_namespace(&mut self) -> Result<u64> {
+        let identify = Command { opcode: admin::IDENTIFY, nsid: 1, ..Command::default() };
+        let done = self.carry_out(identify, Payload::In(vec![0; 4096]))?;
+        let Payload::In(data) = done.payload else { bail!("no data came with Identify") };
+        let format = usize::from(data[26] & 0xf);
+        let shift = data[128 + 4 * format + 2];
+        ensure!((9..=16).contains(&shift), "blocks of 2^{shift} bytes");
+        Ok(1 << shift)
     }
 
     fn carry_out(&mut self, command: Command, payload: Payload) -> Result<Done> {
@@ -243,13 +266,13 @@ impl Lane for Queue {
             true => (nvm::WRITE, Payload::Out(data)),
             false => (nvm::READ, Payload::In(data)),
         };
-        let lba = offset / 512;
+        let lba = offset / self.block_bytes;
         let command = Command {
             opcode,
             nsid: 1,
             cdw10: lba as u32,
             cdw11: (lba >> 32) as u32,
-            cdw12: (case.bytes / 512 - 1) as u32,
+            cdw12: (case.bytes as u64 / self.block_bytes - 1) as u32,
             ..Command::default()
         };
         self.initiator.submit(command, payload).context("room for a request")

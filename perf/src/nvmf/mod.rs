@@ -14,6 +14,7 @@ mod attack;
 mod daemon;
 mod echo;
 mod load;
+mod sink;
 
 use std::path::PathBuf;
 
@@ -23,8 +24,10 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::engine::{parse_seconds, parse_size};
 use daemon::Daemon;
+pub(crate) use daemon::{Queue, controller};
 use echo::Echo;
-use load::{Case, Measured, run};
+pub(crate) use load::{Case, Lane};
+use load::{Measured, run};
 
 /// Settings of the command.
 #[derive(clap::Args, Clone, Debug)]
@@ -45,6 +48,10 @@ pub struct Options {
     /// Measure one host beside hostile ones instead: fails if its p99 more than doubles
     #[arg(long)]
     pub attack: bool,
+
+    /// Only take connections and do nothing with them, for --attack
+    #[arg(long, hide = true)]
+    pub sink: bool,
 
     /// Seconds of each timed run
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = parse_seconds)]
@@ -103,6 +110,9 @@ fn better(best: Option<Measured>, new: Measured) -> Measured {
 /// # Errors
 /// It could not be measured.
 pub fn main(options: &Options) -> Result<bool> {
+    if options.sink {
+        return sink::main();
+    }
     if options.attack {
         return attack::main(options);
     }

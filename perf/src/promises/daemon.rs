@@ -200,19 +200,34 @@ pub fn neighbour(options: &Options) -> Result<Vec<Goal>> {
             served.settle()?;
             let mut ratios = Vec::new();
             for _ in 0..options.rounds {
+                // The client is one thread: while it sees to one stream, the other has to wait.
+                let mut client = Histogram::default();
                 let mut p99 = |storm: bool| -> Result<f64> {
                     writes.begin(Waits::Write, if storm { WRITERS } else { 0 })?;
                     reads.begin(Waits::Read, 4)?;
                     let begun = clock::wall_ns();
                     while clock::wall_ns() - begun < SECOND {
                         reads.turn(true)?;
+                        let turn = clock::wall_ns();
                         writes.turn(true)?;
+                        if storm {
+                            client.add(clock::wall_ns() - turn);
+                        }
                     }
                     while reads.turn(false)? | writes.turn(false)? {}
                     Ok(reads.times.quantile(0.99) as f64)
                 };
                 let alone = p99(false)?;
-                ratios.push(p99(true)? / alone);
+                let beside = p99(true)?;
+                ratios.push(beside / alone);
+                eprintln!(
+                    "goals: reads on {base}: p99 {:.1} us alone, {:.1} us beside the storm, whose \
+                     turn takes the client {:.1} us (p99 {:.1})",
+                    alone / 1000.0,
+                    beside / 1000.0,
+                    client.quantile(0.5) as f64 / 1000.0,
+                    client.quantile(0.99) as f64 / 1000.0
+                );
             }
             let what = format!("p99 of reads while a neighbour storms flushes, to none ({base})");
             goal(&what, ratios, "", 2.0, false)

@@ -14,6 +14,9 @@ use crate::store::{Store, Verb};
 
 /// Leaves of the disk, all of them changed before each point.
 const LEAVES: u32 = 8192;
+/// Bytes of the store: of each leaf one block is ever written. Memory that was touched before, as a
+/// base of RAM is: otherwise the point would be seen waiting for the kernel to clear pages.
+const STORE_BYTES: u64 = 2 << 30;
 /// Reads between looks at whether the point is over.
 const SLICE: usize = 2000;
 /// Reads in flight.
@@ -24,8 +27,7 @@ pub fn measure(options: &Options) -> Result<Vec<Goal>> {
     clock::on_core(options.target_core, || -> Result<Vec<Goal>> {
         let bytes = u64::from(LEAVES) * 512 * 4096;
         let config = Config { cache_bytes: 128 << 20, ..Config::default() };
-        let mut rig = Rig::on(Memory::sparse((2 * bytes) as usize)?, config)?;
-        rig.leave_data();
+        let mut rig = Rig::on(Memory::private(STORE_BYTES as usize)?, config)?;
         rig.create(bytes)?;
         let first: Vec<u32> = (0..LEAVES).map(|leaf| leaf * 512).collect();
         let mut random = Random::new(3);
@@ -47,6 +49,7 @@ pub fn measure(options: &Options) -> Result<Vec<Goal>> {
             reads += beside.requests.count();
             let p99 = |probe: &Probe| probe.requests.quantile(0.99) as f64;
             ratios.push(p99(&beside) / p99(&alone));
+            rig.delete_snapshots()?;
         }
         ensure!(reads as usize > SLICE, "the points were over too soon");
         let what = format!(
