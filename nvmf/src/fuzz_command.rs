@@ -14,18 +14,23 @@ use lamina_bdev::{Status as EngineStatus, Uuid};
 use zerocopy::FromBytes;
 
 use crate::SlotId;
+use crate::auth::{AuthKey, HashId};
 use crate::controller::{Action, Answer, ControllerKey, Limits, Origin, Service};
 use crate::io::{Entry, GateUse, IoQueue, Memory, RangeGate, Step, Work, WorkOp};
 use crate::subsystem::{
-    Address, AnaState, DeviceKey, NamespaceSpec, Nqn, NsTable, PortId, SubsystemSpec, Target,
+    Address, AnaState, DeviceKey, Host, HostKeys, NamespaceSpec, Nqn, NsTable, PortId, Secret,
+    SubsystemSpec, Target,
 };
+use crate::wire::opcode::fabrics;
 use crate::wire::{Command, RawCommand};
 
 const STEP_BYTES: usize = 68;
 /// Commands of one input.
 const STEPS_MAX: usize = 64;
 const DISK_BYTES: u64 = 1 << 20;
+const AUTHENTICATION: [u8; 2] = [fabrics::AUTHENTICATION_SEND, fabrics::AUTHENTICATION_RECEIVE];
 const SUBSYSTEM: &str = "nqn.2026-01.io.lamina:fuzz";
+const HOST: &str = "nqn.2026-01.io.lamina:host";
 const SECOND: u64 = 1_000_000_000;
 
 struct World {
@@ -33,6 +38,8 @@ struct World {
     port: PortId,
     now: u64,
     controllers: Vec<ControllerKey>,
+    /// Connections of I/O queues, by controller.
+    io_connections: Vec<ControllerKey>,
     queue: IoQueue<Vec<u8>>,
     gate: RangeGate,
     table: Arc<NsTable>,
@@ -50,12 +57,28 @@ impl World {
         (spec.allow_any_host, spec.ana_reporting, spec.max_namespaces) = (true, true, 8);
         target.add_subsystem(spec).expect("a subsystem");
         let port = target.add_listener(SUBSYSTEM, &address(), false).expect("a port");
-        let service = Service::new(target, Limits::default(), 0);
+        // One of the hosts has to authenticate.
+        let key = AuthKey::generate(HashId::Sha256, &mut |bytes: &mut [u8]| bytes.fill(1));
+        let dhchap = Some(Secret { name: "key".to_string(), text: key.to_text() });
+        let keys = HostKeys { dhchap, ..HostKeys::default() };
+        let nqn = Nqn::new(&format!("{HOST}3")).expect("a name");
+        target.add_host(SUBSYSTEM, Host { nqn, keys }).expect("a host");
+        let mut service = Service::new(target, Limits::default(), 0);
+        service.set_random(Box::new(|bytes: &mut [u8]| bytes.fill(0x5a)));
         let (queue, gate) = (IoQueue::new(64, 128 << 10), RangeGate::new());
         let controllers = Vec::new();
         let table = Arc::default();
-        let mut world =
-            World { service, port, now: 0, controllers, queue, gate, table, next_slot: 0 };
+        let mut world = World {
+            service,
+            port,
+            now: 0,
+            controllers,
+            io_connections: Vec::new(),
+            queue,
+            gate,
+            table,
+            next_slot: 0,
+        };
         world.add_namespace(1);
         world
     }
@@ -86,7 +109,7 @@ impl World {
         }
         let subsystem = if who & 64 != 0 { crate::subsystem::DISCOVERY_NQN } else { SUBSYSTEM };
         data[256..256 + subsystem.len()].copy_from_slice(subsystem.as_bytes());
-        let host = format!("nqn.2026-01.io.lamina:host{}", who % 4);
+        let host = format!("{HOST}{}", who % 4);
         data[512..512 + host.len()].copy_from_slice(host.as_bytes());
         data[usize::from(at) * 4] ^= value;
         data
@@ -99,6 +122,22 @@ impl World {
         }
     }
 
+    /// A connection of an I/O queue is gone.
+    fn one_leaves(&mut self, which: u8) {
+        if !self.io_connections.is_empty() {
+            let at = usize::from(which) % self.io_connections.len();
+            self.service.queue_left(self.io_connections.swap_remove(at), self.now);
+        }
+    }
+
+    /// Does what was handed out to be computed.
+    fn compute(&mut self) {
+        while let Some(work) = self.service.next_work() {
+            let done = if self.now.is_multiple_of(2 * SECOND) { work.run() } else { work.refuse() };
+            let _ = self.service.computed(done, self.now);
+        }
+    }
+
     fn step(&mut self, what: u8, who: u8, aux: u8, fault: u8, command: &Command) {
         let data = vec![aux; (command.sgl.length as usize).min(8192)];
         let (key, qid) = (self.controller(who), u16::from(aux % 4));
@@ -107,11 +146,16 @@ impl World {
             0 => {
                 let data = World::connect_data(who, aux, fault);
                 let connected = self.service.connect(&self.origin(), command, &data, self.now);
-                if let Ok(connected) = connected
-                    && connected.qid == 0
-                {
-                    self.controllers.push(connected.controller);
+                if let Ok(connected) = connected {
+                    match connected.qid {
+                        0 => self.controllers.push(connected.controller),
+                        _ => self.io_connections.push(connected.controller),
+                    }
                 }
+            }
+            1 | 2 if command.fctype().is_some_and(|t| AUTHENTICATION.contains(&t)) => {
+                let answer = self.service.authenticate(key, 0, command, len, &data, self.now);
+                World::check(command, &answer);
             }
             1 | 2 => {
                 let answer =
@@ -127,8 +171,10 @@ impl World {
             _ => {
                 self.now += u64::from(aux) * SECOND;
                 self.service.tick(self.now);
+                self.one_leaves(fault);
             }
         }
+        self.compute();
         while let Some(action) = self.service.next_action() {
             match action {
                 Action::CloseController { controller, .. } => {
@@ -252,5 +298,8 @@ fn nvme_command() {
             assert_eq!(keys, world.controllers);
             keys.into_iter().for_each(|key| world.service.admin_closed(key));
             assert_eq!(world.service.controllers().count(), 0);
+            while !world.io_connections.is_empty() {
+                world.one_leaves(0);
+            }
         });
 }

@@ -4,6 +4,8 @@
 //! `p = 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1`, generator 2. Exponents are as short as
 //! RFC 7919 (5.2) allows. Arithmetic with secrets is crypto-bigint's, in constant time.
 
+use std::sync::OnceLock;
+
 use crypto_bigint::modular::{BoxedMontyForm, BoxedMontyParams};
 use crypto_bigint::{BoxedUint, Limb, NonZero, Odd};
 
@@ -28,9 +30,12 @@ pub enum Group {
     Ffdhe8192 = 5,
 }
 
+/// An exponent, not yet used.
+pub(super) struct Exponent(Group, Vec<u8>);
+
 /// One side's exponent and what it sends.
 pub(super) struct KeyPair {
-    params: BoxedMontyParams,
+    params: &'static BoxedMontyParams,
     exponent: BoxedUint,
     /// g^x, big-endian, as long as the prime.
     pub(super) public: Vec<u8>,
@@ -114,25 +119,48 @@ impl Group {
         .expect("just as many bytes")
     }
 
-    /// A fresh exponent and its public value; `None` without a group.
-    pub(super) fn key_pair(self, random: super::Random<'_>) -> Option<KeyPair> {
+    /// What arithmetic in the group needs, made once.
+    fn params(self) -> &'static BoxedMontyParams {
+        static PARAMS: [OnceLock<BoxedMontyParams>; Group::ALL.len()] =
+            [const { OnceLock::new() }; Group::ALL.len()];
+        PARAMS[self as usize].get_or_init(|| {
+            let prime = Odd::new(self.prime()).into_option().expect("the primes are odd");
+            BoxedMontyParams::new(prime)
+        })
+    }
+
+    /// A fresh exponent; `None` without a group.
+    pub(super) fn exponent(self, random: super::Random<'_>) -> Option<Exponent> {
         let (bits, _, exponent_bits) = self.definition();
         if bits == 0 {
             return None;
         }
-        let prime = Odd::new(self.prime()).into_option().expect("the primes are odd");
-        let params = BoxedMontyParams::new(prime);
         let mut secret = vec![0; exponent_bits.div_ceil(8) as usize];
         random(&mut secret);
         // The highest bit is set so that no exponent is a small one.
         let spare = secret.len() as u32 * 8 - exponent_bits;
         secret[0] = (secret[0] & (0xff >> spare)) | 0x80 >> spare;
+        Some(Exponent(self, secret))
+    }
+
+    /// A fresh exponent and its public value; `None` without a group.
+    pub(super) fn key_pair(self, random: super::Random<'_>) -> Option<KeyPair> {
+        self.exponent(random).map(Exponent::key_pair)
+    }
+}
+
+impl Exponent {
+    /// Its public value: milliseconds of computing.
+    pub(super) fn key_pair(self) -> KeyPair {
+        let Exponent(group, secret) = self;
+        let (bits, _, exponent_bits) = group.definition();
+        let params = group.params();
         let exponent =
             BoxedUint::from_be_slice(&secret, secret.len() as u32 * 8).expect("its own length");
         let two = BoxedUint::from_be_slice(&[2], bits).expect("fits");
         let public =
-            BoxedMontyForm::new(two, &params).pow_bounded_exp(&exponent, exponent_bits).retrieve();
-        Some(KeyPair { params, exponent, public: public.to_be_bytes().to_vec() })
+            BoxedMontyForm::new(two, params).pow_bounded_exp(&exponent, exponent_bits).retrieve();
+        KeyPair { params, exponent, public: public.to_be_bytes().to_vec() }
     }
 }
 
@@ -151,7 +179,7 @@ impl KeyPair {
             return None;
         }
         let exponent_bits = self.exponent.bits_precision();
-        let shared = BoxedMontyForm::new(other, &self.params)
+        let shared = BoxedMontyForm::new(other, self.params)
             .pow_bounded_exp(&self.exponent, exponent_bits)
             .retrieve();
         Some(shared.to_be_bytes().to_vec())

@@ -29,7 +29,7 @@ pub use hash::HashId;
 pub use host::HostSide;
 pub use key::{AuthKey, KeyError};
 pub use message::{Failure, MESSAGE_BYTES_MAX};
-pub use target::{Authentication, Credentials, Stage};
+pub use target::{Authentication, Credentials, Stage, Work, Worked};
 
 /// Fills memory with random bytes.
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);

@@ -1,7 +1,15 @@
 //! The target's side of one authentication.
+//!
+//! ```text
+//!  send ─► message checked ─┬─────────────────────────────────► receive
+//!                           └─ Work ─► run (anywhere) ─► resume ─┘
+//! ```
+//!
+//! Exponentiation takes milliseconds, up to some tens in the largest group, and any host may ask
+//! for it before it has proved anything. So it is handed out, to be done where nobody waits.
 
 use super::Random;
-use super::group::{Group, KeyPair};
+use super::group::{Exponent, Group, KeyPair};
 use super::hash::{Context, HashId, Role, same};
 use super::key::AuthKey;
 use super::message::{Challenge, Failure, FromHost, Reply, failure1, success1};
@@ -26,6 +34,8 @@ pub enum Stage {
     Host,
     /// The next message is the target's: an Authentication Receive is due.
     Target,
+    /// The result of [`Work`] is waited for.
+    Busy,
     /// The host is who it says.
     Done,
     /// It is not, or broke the protocol: the queue has to end.
@@ -40,8 +50,47 @@ struct Sent {
     pair: Option<KeyPair>,
 }
 
+/// What takes long.
+enum Task {
+    Pair(Exponent),
+    Agree(KeyPair, Vec<u8>),
+}
+
+/// A computation of an authentication: to be run anywhere, then given to
+/// [`Authentication::resume`].
+pub struct Work(Task);
+
+/// What has come of a [`Work`].
+pub struct Worked(Product);
+
+enum Product {
+    Pair(KeyPair),
+    /// `None`: the host's value is out of range.
+    Secret(Option<Vec<u8>>),
+}
+
+impl Work {
+    /// Computes, for milliseconds.
+    pub fn run(self) -> Worked {
+        Worked(match self.0 {
+            Task::Pair(exponent) => Product::Pair(exponent.key_pair()),
+            Task::Agree(pair, public) => Product::Secret(pair.agree(&public)),
+        })
+    }
+}
+
+/// What follows a message.
+enum Next {
+    State(State),
+    Work(State, Work),
+}
+
 enum State {
     Begin,
+    /// A challenge without its public value.
+    Pairing(Group, Sent),
+    /// An answer whose proof cannot be checked yet.
+    Agreeing(Sent, Box<Reply>),
     /// Bytes to hand out, and what comes after.
     Say(Vec<u8>, Box<State>),
     Challenged(Sent),
@@ -73,14 +122,17 @@ impl Authentication {
     pub fn stage(&self) -> Stage {
         match self.state {
             State::Begin | State::Challenged(_) | State::Proven => Stage::Host,
+            State::Pairing(..) | State::Agreeing(..) => Stage::Busy,
             State::Say(..) => Stage::Target,
             State::Done => Stage::Done,
             State::Failed => Stage::Failed,
         }
     }
 
-    /// Takes the data of an Authentication Send.
-    pub fn send(&mut self, data: &[u8], random: Random<'_>) {
+    /// Takes the data of an Authentication Send. Where there is work, the message counts as taken
+    /// when that is done.
+    #[must_use]
+    pub fn send(&mut self, data: &[u8], random: Random<'_>) -> Option<Work> {
         let (state, due) = match std::mem::replace(&mut self.state, State::Failed) {
             State::Challenged(sent) => {
                 let hash = sent.hash;
@@ -90,9 +142,39 @@ impl Authentication {
         };
         let next =
             FromHost::decode(data, due).and_then(|message| self.step(state, message, random));
-        self.state = next.unwrap_or_else(|failure| {
-            State::Say(failure1(self.transaction, failure), Box::new(State::Failed))
-        });
+        let (state, work) = match next {
+            Ok(Next::State(state)) => (state, None),
+            Ok(Next::Work(state, work)) => (state, Some(work)),
+            Err(failure) => (self.refusal(failure), None),
+        };
+        self.state = state;
+        work
+    }
+
+    /// Goes on with what has been computed.
+    pub fn resume(&mut self, worked: Worked) {
+        let state = match (std::mem::replace(&mut self.state, State::Failed), worked.0) {
+            (State::Pairing(group, sent), Product::Pair(pair)) => {
+                Ok(self.say_challenge(group, Sent { pair: Some(pair), ..sent }))
+            }
+            (State::Agreeing(sent, reply), Product::Secret(Some(secret))) => {
+                self.judge(&sent, &reply, Some(&secret))
+            }
+            (State::Agreeing(..), Product::Secret(None)) => Err(Failure::IncorrectPayload),
+            // It was of another one.
+            (state, _) => Ok(state),
+        };
+        self.state = state.unwrap_or_else(|failure| self.refusal(failure));
+    }
+
+    /// The work that [`Authentication::send`] gave out cannot be done: the queue has had its
+    /// chance.
+    pub fn give_up(&mut self) {
+        self.state = State::Failed;
+    }
+
+    fn refusal(&self, failure: Failure) -> State {
+        State::Say(failure1(self.transaction, failure), Box::new(State::Failed))
     }
 
     /// Bytes of the message that an Authentication Receive is due for; `None` if none is.
@@ -122,7 +204,7 @@ impl Authentication {
         state: State,
         message: FromHost,
         random: Random<'_>,
-    ) -> Result<State, Failure> {
+    ) -> Result<Next, Failure> {
         match (state, message) {
             (State::Begin, FromHost::Negotiate { transaction, secure_channel, hashes, groups }) => {
                 self.transaction = transaction;
@@ -132,23 +214,18 @@ impl Authentication {
                 }
                 self.challenge(&hashes, &groups, random)
             }
-            (State::Challenged(sent), FromHost::Reply(reply)) => self.judge(&sent, &reply),
+            (State::Challenged(sent), FromHost::Reply(reply)) => self.check(sent, reply),
             (State::Proven, FromHost::Success2 { transaction })
                 if transaction == self.transaction =>
             {
-                Ok(State::Done)
+                Ok(Next::State(State::Done))
             }
-            (_, FromHost::Failure2) => Ok(State::Failed),
+            (_, FromHost::Failure2) => Ok(Next::State(State::Failed)),
             _ => Err(Failure::IncorrectMessage),
         }
     }
 
-    fn challenge(
-        &self,
-        hashes: &[u8],
-        groups: &[u8],
-        random: Random<'_>,
-    ) -> Result<State, Failure> {
+    fn challenge(&self, hashes: &[u8], groups: &[u8], random: Random<'_>) -> Result<Next, Failure> {
         let hash = self.credentials.hashes.iter().find(|hash| hashes.contains(&(**hash as u8)));
         let hash = *hash.ok_or(Failure::HashNotUsable)?;
         let group = self.credentials.groups.iter().find(|group| groups.contains(&(**group as u8)));
@@ -159,28 +236,41 @@ impl Authentication {
         random(&mut sequence);
         // 0 would mean that no proof is asked for.
         let sequence = u32::from_le_bytes(sequence).max(1);
-        let pair = group.key_pair(random);
-        let message = Challenge {
-            transaction: self.transaction,
-            hash,
-            group,
-            sequence,
-            challenge: challenge.clone(),
-            public: pair.as_ref().map_or(Vec::new(), |pair| pair.public.clone()),
-        };
-        let sent = Sent { hash, sequence, challenge, pair };
-        Ok(State::Say(message.encode(), Box::new(State::Challenged(sent))))
+        let sent = Sent { hash, sequence, challenge, pair: None };
+        Ok(match group.exponent(random) {
+            Some(exponent) => Next::Work(State::Pairing(group, sent), Work(Task::Pair(exponent))),
+            None => Next::State(self.say_challenge(group, sent)),
+        })
     }
 
-    fn judge(&self, sent: &Sent, reply: &Reply) -> Result<State, Failure> {
+    fn say_challenge(&self, group: Group, sent: Sent) -> State {
+        let message = Challenge {
+            transaction: self.transaction,
+            hash: sent.hash,
+            group,
+            sequence: sent.sequence,
+            challenge: sent.challenge.clone(),
+            public: sent.pair.as_ref().map_or(Vec::new(), |pair| pair.public.clone()),
+        };
+        State::Say(message.encode(), Box::new(State::Challenged(sent)))
+    }
+
+    fn check(&self, mut sent: Sent, mut reply: Reply) -> Result<Next, Failure> {
         if reply.transaction != self.transaction {
             return Err(Failure::IncorrectPayload);
         }
-        let secret = match &sent.pair {
-            None if reply.public.is_empty() => None,
-            None => return Err(Failure::IncorrectPayload),
-            Some(pair) => Some(pair.agree(&reply.public).ok_or(Failure::IncorrectPayload)?),
-        };
+        let public = std::mem::take(&mut reply.public);
+        match sent.pair.take() {
+            None if public.is_empty() => self.judge(&sent, &reply, None).map(Next::State),
+            None => Err(Failure::IncorrectPayload),
+            Some(pair) => {
+                let work = Work(Task::Agree(pair, public));
+                Ok(Next::Work(State::Agreeing(sent, Box::new(reply)), work))
+            }
+        }
+    }
+
+    fn judge(&self, sent: &Sent, reply: &Reply, secret: Option<&[u8]>) -> Result<State, Failure> {
         let context = |sequence| Context {
             sequence,
             transaction: self.transaction,
@@ -191,7 +281,7 @@ impl Authentication {
         let hash = sent.hash;
         let expected = hash.response(
             &self.credentials.host_key.bound_to(&self.host),
-            &hash.augment(&sent.challenge, secret.as_deref()),
+            &hash.augment(&sent.challenge, secret),
             Role::Host,
             &context(sent.sequence),
         );
@@ -208,7 +298,7 @@ impl Authentication {
         let key = self.credentials.controller_key.as_ref().ok_or(Failure::Failed)?;
         let proof = hash.response(
             &key.bound_to(&self.subsystem),
-            &hash.augment(challenge, secret.as_deref()),
+            &hash.augment(challenge, secret),
             Role::Controller,
             &context(reply.sequence),
         );

@@ -28,6 +28,14 @@ fn credentials(host: &AuthKey, controller: Option<&AuthKey>) -> Credentials {
     }
 }
 
+/// Has a message taken, work and all.
+fn send(target: &mut Authentication, message: &[u8], random: Random<'_>) {
+    if let Some(work) = target.send(message, random) {
+        assert_eq!((target.stage(), target.due()), (Stage::Busy, None));
+        target.resume(work.run());
+    }
+}
+
 /// Runs both sides; what the host says of it, and where the target ends.
 fn talk(
     target: &mut Authentication,
@@ -40,7 +48,7 @@ fn talk(
     let mut said = Ok(());
     while let Some(message) = next.take() {
         assert_eq!(target.stage(), Stage::Host);
-        target.send(&message, &mut random);
+        send(target, &message, &mut random);
         let Some(answer) = target.receive() else { break };
         assert!(answer.len() <= MESSAGE_BYTES_MAX);
         match host.take(&answer, &mut random) {
@@ -57,16 +65,16 @@ fn failures_have_the_identifiers_that_other_hosts_know() {
     let key = AuthKey::generate(HashId::Sha256, &mut random());
     let fresh = || Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
     let mut target = fresh();
-    target.send(&[9; 64], &mut random());
+    send(&mut target, &[9; 64], &mut random());
     let failure1 = target.receive().expect("a refusal");
     assert_eq!(failure1, [0, 0xf1, 0, 0, 0, 0, 1, 7], "AUTH_Failure1: incorrect message");
     assert_eq!(target.stage(), Stage::Failed);
     let mut target = fresh();
     let host = HostSide::new(HOST, SUBSYSTEM, key.clone(), None, 3);
-    target.send(&host.negotiate(&HashId::ALL, &[Group::Null]), &mut random());
+    send(&mut target, &host.negotiate(&HashId::ALL, &[Group::Null]), &mut random());
     target.receive().expect("a challenge");
     // AUTH_Failure2 ends it, and is not answered.
-    target.send(&[0, 0xf0, 0, 0, 3, 0, 1, 1], &mut random());
+    send(&mut target, &[0, 0xf0, 0, 0, 3, 0, 1, 1], &mut random());
     assert_eq!((target.stage(), target.receive()), (Stage::Failed, None));
 }
 
@@ -153,12 +161,12 @@ fn a_target_that_is_asked_to_answer_itself_refuses() {
     let mut random = random();
     let mut target = Authentication::new(HOST, SUBSYSTEM, credentials(&key, Some(&key)));
     let mut host = HostSide::new(HOST, SUBSYSTEM, key.clone(), Some(key.clone()), 1);
-    target.send(&host.negotiate(&[HashId::Sha256], &[Group::Null]), &mut random);
+    send(&mut target, &host.negotiate(&[HashId::Sha256], &[Group::Null]), &mut random);
     let challenge = target.receive().unwrap();
     let mut reply = host.take(&challenge, &mut random).unwrap().unwrap();
     // The host's challenge becomes a copy of the target's.
     reply[16 + 32..16 + 64].copy_from_slice(&challenge[16..16 + 32]);
-    target.send(&reply, &mut random);
+    send(&mut target, &reply, &mut random);
     assert_eq!(target.receive().unwrap()[7], Failure::Failed as u8);
     assert_eq!(target.stage(), Stage::Failed);
 }
@@ -172,7 +180,7 @@ fn broken_messages_end_in_a_failure_and_never_in_success() {
         let mut target = Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
         let mut host = HostSide::new(HOST, SUBSYSTEM, key.clone(), None, 9);
         let negotiate = host.negotiate(&[HashId::Sha256], &groups);
-        target.send(&negotiate, &mut random);
+        send(&mut target, &negotiate, &mut random);
         let challenge = target.receive().unwrap();
         let reply = host.take(&challenge, &mut random).unwrap().unwrap();
         (target, negotiate, reply)
@@ -180,13 +188,13 @@ fn broken_messages_end_in_a_failure_and_never_in_success() {
     let (_, negotiate, reply) = begin();
     for cut in 0..reply.len() {
         let (mut target, ..) = begin();
-        target.send(&reply[..cut], &mut random());
+        send(&mut target, &reply[..cut], &mut random());
         assert!(target.receive().is_some());
         assert_eq!(target.stage(), Stage::Failed, "cut at {cut}");
     }
     for cut in 0..negotiate.len() {
         let mut target = Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
-        target.send(&negotiate[..cut], &mut random());
+        send(&mut target, &negotiate[..cut], &mut random());
         assert!(target.receive().is_some());
         assert_eq!(target.stage(), Stage::Failed, "cut at {cut}");
     }
@@ -196,7 +204,7 @@ fn broken_messages_end_in_a_failure_and_never_in_success() {
         let (mut target, ..) = begin();
         let mut wrong = reply.clone();
         wrong[at] ^= 0x10;
-        target.send(&wrong, &mut random());
+        send(&mut target, &wrong, &mut random());
         assert!(target.receive().is_some());
         assert_ne!(target.stage(), Stage::Done, "byte {at}");
     }
@@ -207,7 +215,7 @@ fn broken_messages_end_in_a_failure_and_never_in_success() {
         let at = wrong.len() - groups[0].bytes();
         wrong[at..].fill(0);
         *wrong.last_mut().unwrap() = value;
-        target.send(&wrong, &mut random());
+        send(&mut target, &wrong, &mut random());
         assert_eq!(target.receive().unwrap()[7], Failure::IncorrectPayload as u8);
     }
 }
@@ -219,14 +227,14 @@ fn a_reply_before_negotiation_or_a_second_one_is_refused() {
     let mut target = Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
     let mut host = HostSide::new(HOST, SUBSYSTEM, key.clone(), None, 9);
     let negotiate = host.negotiate(&[HashId::Sha256], &[Group::Null]);
-    target.send(&negotiate, &mut random);
+    send(&mut target, &negotiate, &mut random);
     let challenge = target.receive().unwrap();
     assert_eq!(target.receive(), None);
     let reply = host.take(&challenge, &mut random).unwrap().unwrap();
     let mut early = Authentication::new(HOST, SUBSYSTEM, credentials(&key, None));
-    early.send(&reply, &mut random);
+    send(&mut early, &reply, &mut random);
     assert_eq!(early.receive().unwrap()[7], Failure::IncorrectMessage as u8);
-    target.send(&negotiate, &mut random);
+    send(&mut target, &negotiate, &mut random);
     assert_eq!(target.receive().unwrap()[7], Failure::IncorrectMessage as u8);
     assert_eq!(target.stage(), Stage::Failed);
 }

@@ -5,9 +5,10 @@
 //! [`AUTHENTICATION_NS_MAX`]. A host with keys may authenticate again at any time; if that fails
 //! its queue is shut again, and ends at the same deadline.
 
+use super::admin::completion;
 use super::one::SECOND_NS;
-use super::{Action, Answer, ControllerKey, Service};
-use crate::auth::{AuthKey, Authentication, Credentials, Group, HashId, Stage};
+use super::{Action, Answer, ControllerKey, Reply, Service};
+use crate::auth::{AuthKey, Authentication, Credentials, Group, HashId, Stage, Work, Worked};
 use crate::subsystem::{HostKeys, Nqn, Subsystem};
 use crate::wire::opcode::fabrics;
 use crate::wire::{Command, Status};
@@ -28,6 +29,57 @@ const GROUPS: [Group; 6] = [
 
 /// Randomness for challenges and exponents.
 pub type RandomSource = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// A computation that an Authentication Send waits for. Costs milliseconds; the owner does it where
+/// nobody else waits, and not all that one peer asks for before the others'.
+pub struct AuthWork {
+    controller: ControllerKey,
+    qid: u16,
+    number: u64,
+    cid: u16,
+    work: Work,
+}
+
+impl AuthWork {
+    /// Computes.
+    pub fn run(self) -> AuthWorked {
+        let AuthWork { controller, qid, number, cid, work } = self;
+        AuthWorked { controller, qid, number, cid, worked: Some(work.run()) }
+    }
+
+    /// Not computed: there is too much of it. The command fails, and so does the authentication.
+    pub fn refuse(self) -> AuthWorked {
+        let AuthWork { controller, qid, number, cid, .. } = self;
+        AuthWorked { controller, qid, number, cid, worked: None }
+    }
+}
+
+/// What has become of an [`AuthWork`].
+pub struct AuthWorked {
+    controller: ControllerKey,
+    qid: u16,
+    number: u64,
+    cid: u16,
+    worked: Option<Worked>,
+}
+
+impl AuthWorked {
+    /// As in [`Answer::Later`].
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The queue it is of.
+    pub fn queue(&self) -> (ControllerKey, u16) {
+        (self.controller, self.qid)
+    }
+}
+
+/// An authentication and the number of the work it waits for.
+pub(super) struct Proof {
+    authentication: Authentication,
+    work: u64,
+}
 
 /// What the target knows of the host; `None`: it need not, and cannot, authenticate.
 pub(super) fn credentials(subsystem: &Subsystem, host: &Nqn) -> Option<Credentials> {
@@ -56,7 +108,7 @@ impl Service {
     }
 
     /// An Authentication Send or Receive of a connected queue (0: admin). After it, look at
-    /// [`Service::is_trusted`].
+    /// [`Service::is_trusted`], and for [`Answer::Later`] at [`Service::next_work`].
     pub fn authenticate(
         &mut self,
         key: ControllerKey,
@@ -71,6 +123,7 @@ impl Service {
         if !known.is_some_and(|c| qid == 0 || c.queues.contains_key(&qid)) {
             return super::admin::fail(command, Status::ABORTED_SQ_DELETION);
         }
+        let works = self.work.len();
         let result = match command.cdw10 {
             PROTOCOL if command.fctype() == Some(fabrics::AUTHENTICATION_SEND) => {
                 self.authentication_send(key, qid, command, data, now_ns)
@@ -79,6 +132,7 @@ impl Service {
             _ => Err(Status::INVALID_FIELD.dnr()),
         };
         match result {
+            Ok(_) if self.work.len() > works => Answer::Later(self.works),
             Ok(data) => super::admin::reply(command, Status::SUCCESS, 0, data),
             Err(status) => super::admin::fail(command, status),
         }
@@ -97,7 +151,7 @@ impl Service {
         let message = message.ok_or(Status::DATA_SGL_LENGTH_INVALID.dnr())?;
         let random = self.random.as_mut().ok_or(Status::INTERNAL_ERROR)?;
         let controller = self.controllers.get_mut(&key).expect("the caller found it");
-        let under_way = controller.authentications.get(&qid).map(Authentication::stage);
+        let under_way = controller.authentications.get(&qid).map(|p| p.authentication.stage());
         // A failed one stays: the queue has had its chance. A done one may be followed by another.
         if matches!(under_way, None | Some(Stage::Done)) {
             let subsystem = self.target.get(controller.subsystem);
@@ -105,15 +159,48 @@ impl Service {
             let (subsystem, credentials) = found.ok_or(Status::INVALID_FIELD.dnr())?;
             let (host, subsystem) = (controller.host.as_str(), subsystem.nqn().as_str());
             let fresh = Authentication::new(host, subsystem, credentials);
-            controller.authentications.insert(qid, fresh);
+            controller.authentications.insert(qid, Proof { authentication: fresh, work: 0 });
         }
-        let authentication = controller.authentications.get_mut(&qid).expect("just made");
-        if authentication.stage() != Stage::Host {
+        let proof = controller.authentications.get_mut(&qid).expect("just made");
+        if proof.authentication.stage() != Stage::Host {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
-        authentication.send(message, random);
+        if let Some(work) = proof.authentication.send(message, random) {
+            self.works += 1;
+            proof.work = self.works;
+            let (number, cid) = (self.works, command.cid);
+            self.work.push_back(AuthWork { controller: key, qid, number, cid, work });
+        }
         self.judge(key, qid, now_ns);
         Ok(Vec::new())
+    }
+
+    /// The next computation; drain it after every [`Answer::Later`].
+    pub fn next_work(&mut self) -> Option<AuthWork> {
+        self.work.pop_front()
+    }
+
+    /// A computation is done: the answer to its command. `None`: the queue is gone. After it, look
+    /// at [`Service::is_trusted`].
+    pub fn computed(&mut self, done: AuthWorked, now_ns: u64) -> Option<Reply> {
+        let AuthWorked { controller: key, qid, number, cid, worked } = done;
+        let controller = self.controllers.get_mut(&key)?;
+        let proof = controller.authentications.get_mut(&qid)?;
+        if proof.work != number {
+            return None;
+        }
+        let status = match worked {
+            Some(worked) => {
+                proof.authentication.resume(worked);
+                Status::SUCCESS
+            }
+            None => {
+                proof.authentication.give_up();
+                Status::INTERNAL_ERROR
+            }
+        };
+        self.judge(key, qid, now_ns);
+        Some(Reply { completion: completion(cid, status, 0), data: Vec::new() })
     }
 
     fn authentication_receive(
@@ -127,8 +214,8 @@ impl Service {
         let room = command.cdw11.min(data_len);
         let controller = self.controllers.get_mut(&key).expect("the caller found it");
         let now_ns = controller.heard_ns;
-        let authentication = controller.authentications.get_mut(&qid);
-        let authentication = authentication.ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        let proof = controller.authentications.get_mut(&qid);
+        let authentication = &mut proof.ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?.authentication;
         let due = authentication.due().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
         if command.cdw11 > data_len || due > room as usize {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
@@ -142,11 +229,11 @@ impl Service {
     /// Opens or shuts the queue by what has become of its authentication.
     fn judge(&mut self, key: ControllerKey, qid: u16, now_ns: u64) {
         let controller = self.controllers.get_mut(&key).expect("the caller found it");
-        let stage = controller.authentications.get(&qid).map(Authentication::stage);
+        let stage = controller.authentications.get(&qid).map(|p| p.authentication.stage());
         let trusted = match stage {
             Some(Stage::Done) => true,
             Some(Stage::Failed) => false,
-            Some(Stage::Host | Stage::Target) | None => return,
+            Some(Stage::Host | Stage::Target | Stage::Busy) | None => return,
         };
         let (flag, since) = match qid {
             0 => (&mut controller.trusted, &mut controller.untrusted_ns),

@@ -162,6 +162,8 @@ impl Service {
             authentications: Default::default(),
             cc: 0,
             csts: 0,
+            wait: None,
+            connections: 0,
             kato_ms: round_kato(connect.kato_ms),
             heard_ns: now_ns,
             disabled_ns: now_ns,
@@ -223,6 +225,7 @@ impl Service {
         }
         let queue = Queue { entries: connect.entries, trusted, untrusted_ns: now_ns };
         controller.queues.insert(connect.qid, queue);
+        controller.connections += 1;
         controller.heard_ns = now_ns;
         Ok((*key, controller.cntlid))
     }

@@ -1,5 +1,7 @@
 //! Get Log Page (Base 2.1, 5.1.12): which page, which part of it.
 
+use std::borrow::Cow;
+
 use super::page::Page;
 use super::{Answer, ControllerKey, Service, features, log_ana, log_discovery};
 use crate::wire::opcode::{admin, nvm};
@@ -61,7 +63,7 @@ impl Service {
 
     /// The part of the page that the command asks for, zeros behind its end.
     fn log_part(
-        &self,
+        &mut self,
         key: ControllerKey,
         command: &Command,
         data_len: u32,
@@ -79,13 +81,24 @@ impl Service {
         if offset % 4 != 0 || command.cdw14 & 1 << 23 != 0 {
             return Err(Status::INVALID_FIELD.dnr());
         }
-        let page = self.log_page(key, command)?;
+        let kept = if offset > 0 { self.kept_logs.get(key) } else { None };
+        let discovery = command.cdw10 as u8 == DISCOVERY;
+        let page = match kept.filter(|_| discovery) {
+            Some(page) => Cow::Borrowed(page),
+            None => Cow::Owned(self.log_page(key, command)?),
+        };
         let Some(rest) = usize::try_from(offset).ok().and_then(|at| page.get(at..)) else {
             return Err(Status::INVALID_FIELD.dnr());
         };
         let mut data = vec![0; len as usize];
         let used = rest.len().min(data.len());
         data[..used].copy_from_slice(&rest[..used]);
+        if let Cow::Owned(page) = page
+            && discovery
+            && offset == 0
+        {
+            self.kept_logs.keep(key, page, data.len());
+        }
         Ok(data)
     }
 

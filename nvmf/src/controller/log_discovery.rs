@@ -1,7 +1,13 @@
 //! The discovery log page (Base 2.1, 5.1.12.3.1): where a host finds what it may use.
+//!
+//! A host reads a long page in parts: the header with the generation first, the entries, then the
+//! header again, to see whether it has changed meanwhile. All parts are of the page as it was when
+//! its beginning was read, so what is put together is never half old and half new.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::ControllerKey;
 use super::one::Controller;
 use super::page::Page;
 use crate::subsystem::{Address, Nqn, PortId, Target};
@@ -24,6 +30,46 @@ const SECURE_NOT_REQUIRED: u8 = 2;
 const FLOW_CONTROL_OPTIONAL: u8 = 1 << 2;
 /// TSAS.SECTYPE: TLS 1.3.
 const TLS_1_3: u8 = 2;
+
+/// Bytes of pages kept for all hosts together. A host whose page is not kept any more gets parts of
+/// the newest one; the generation tells it.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+
+/// Pages that hosts have read the beginning of.
+#[derive(Debug, Default)]
+pub(super) struct KeptLogs {
+    pages: BTreeMap<ControllerKey, Vec<u8>>,
+    bytes: usize,
+}
+
+impl KeptLogs {
+    /// The page as it was when the controller's host read its beginning.
+    pub fn get(&self, key: ControllerKey) -> Option<&[u8]> {
+        self.pages.get(&key).map(Vec::as_slice)
+    }
+
+    /// A host has read the first `read` bytes of a page.
+    pub fn keep(&mut self, key: ControllerKey, page: Vec<u8>, read: usize) {
+        self.forget(key);
+        if read >= page.len() || page.len() > KEPT_BYTES_MAX {
+            return;
+        }
+        self.bytes += page.len();
+        self.pages.insert(key, page);
+        while self.bytes > KEPT_BYTES_MAX {
+            // The oldest host's; not its own, which has just come in.
+            let oldest = self.pages.keys().find(|other| **other != key).copied();
+            self.forget(oldest.expect("one page fits"));
+        }
+    }
+
+    /// The controller has ended.
+    pub fn forget(&mut self, key: ControllerKey) {
+        if let Some(page) = self.pages.remove(&key) {
+            self.bytes -= page.len();
+        }
+    }
+}
 
 /// One entry, before it is written.
 struct Entry<'a> {
@@ -92,4 +138,26 @@ fn write(page: &mut Page, at: usize, entry: &Entry<'_>) {
     page.put(at + 256, entry.nqn.as_str().as_bytes());
     page.text(at + 512, 256, &entry.traddr.to_string());
     page.u8(at + 768, if entry.secure { TLS_1_3 } else { 0 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_are_kept_are_bounded() {
+        let mut kept = KeptLogs::default();
+        let key = |n| ControllerKey(n);
+        for n in 0..100 {
+            kept.keep(key(n), vec![n as u8; 1 << 20], 16);
+        }
+        assert_eq!((kept.pages.len(), kept.bytes), (16, KEPT_BYTES_MAX));
+        assert_eq!((kept.get(key(83)), kept.get(key(99)).map(|p| p[0])), (None, Some(99)));
+        kept.keep(key(99), vec![1; 2048], 2048);
+        assert_eq!(kept.get(key(99)), None, "it was read as a whole");
+        kept.keep(key(0), vec![0; 1 << 20], 16);
+        assert!(kept.get(key(0)).is_some(), "the newest is not the one that goes");
+        (0..100).for_each(|n| kept.forget(key(n)));
+        assert_eq!(kept.bytes, 0);
+    }
 }

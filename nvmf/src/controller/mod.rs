@@ -25,6 +25,7 @@ mod log_discovery;
 mod one;
 mod page;
 mod property;
+mod quiesce;
 mod reserve;
 mod service;
 
@@ -34,7 +35,7 @@ use crate::SlotId;
 use crate::subsystem::{Nqn, PortId, SubsystemId};
 use crate::wire::Completion;
 
-pub use authenticate::RandomSource;
+pub use authenticate::{AuthWork, AuthWorked, RandomSource};
 pub use one::Controller;
 pub use service::Service;
 
@@ -140,6 +141,9 @@ pub enum Answer {
     /// Send this once every [`Action::Publish`] and [`Action::Save`] of this call is done: tables
     /// acknowledged by the reactors, reservations durable.
     ReplyAfterActions(Reply),
+    /// Nothing yet: the computation of this number comes from [`Service::next_work`], and what
+    /// [`Service::computed`] makes of it is the answer.
+    Later(u64),
     /// Nothing yet: an [`Action::Respond`] follows, or the queue ends.
     Hold,
 }

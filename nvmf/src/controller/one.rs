@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
+use super::authenticate::Proof;
 use super::events::Events;
 use super::features::Features;
-use crate::auth::Authentication;
+use super::property::CC_ENABLE;
+use super::quiesce::Wait;
 use crate::reservation::HostId;
 use crate::subsystem::{Nqn, PortId, SubsystemId};
 use crate::wire::{Command, Status};
@@ -19,6 +21,12 @@ pub(super) const IDLE_NS_MAX: u64 = 120 * SECOND_NS;
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
 /// CSTS.RDY.
 pub(super) const CSTS_READY: u32 = 1;
+/// CSTS.CFS: the controller cannot do what it was told to.
+pub(super) const CSTS_FATAL: u32 = 1 << 1;
+/// CSTS.SHST.
+pub(super) const CSTS_SHUTDOWN_MASK: u32 = 3 << 2;
+/// CSTS.SHST: shutdown goes on.
+pub(super) const CSTS_SHUTTING_DOWN: u32 = 1 << 2;
 /// CSTS.SHST: shutdown complete.
 pub(super) const CSTS_SHUT_DOWN: u32 = 2 << 2;
 
@@ -63,9 +71,13 @@ pub struct Controller {
     /// Since when it has to authenticate, if it is not trusted.
     pub(super) untrusted_ns: u64,
     /// By queue.
-    pub(super) authentications: BTreeMap<u16, Authentication>,
+    pub(super) authentications: BTreeMap<u16, Proof>,
     pub(super) cc: u32,
     pub(super) csts: u32,
+    /// A change of `csts` that has to wait.
+    pub(super) wait: Option<Wait>,
+    /// Connections of I/O queues, also of those that are gone for the host and not yet for us.
+    pub(super) connections: u32,
     /// Keep-alive timeout, milliseconds; 0: none.
     pub(super) kato_ms: u32,
     /// When the host was last heard.
@@ -84,7 +96,8 @@ pub struct Controller {
 impl Controller {
     /// Enabled and not shut down: it takes commands.
     pub fn is_ready(&self) -> bool {
-        self.csts & (CSTS_READY | CSTS_SHUT_DOWN) == CSTS_READY
+        let state = self.csts & (CSTS_READY | CSTS_SHUTDOWN_MASK);
+        self.cc & CC_ENABLE != 0 && state == CSTS_READY && self.wait.is_none()
     }
 
     /// Its I/O queues.

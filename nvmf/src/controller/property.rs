@@ -1,7 +1,8 @@
 //! Properties: the registers of a controller, and what writing to CC does (Base 2.1, 3.1.4).
 
 use super::admin::completion;
-use super::one::{CSTS_READY, CSTS_SHUT_DOWN};
+use super::one::{CSTS_SHUTDOWN_MASK, SECOND_NS};
+use super::quiesce::Goal;
 use super::{Action, ControllerKey, Limits, Service};
 use crate::wire::{Command, Completion, Status};
 
@@ -14,11 +15,13 @@ const NSSR: u32 = 0x20;
 const CRTO: u32 = 0x68;
 /// NVMe 2.1.
 pub(super) const VERSION: u32 = 0x0002_0100;
-/// Worst time to become ready, in units of 500 ms. The change is immediate; this is headroom.
+/// Worst time to become ready, or not ready, in units of 500 ms: the change itself is immediate,
+/// but commands in flight end first.
 const READY_TIMEOUT: u64 = 30;
+pub(super) const READY_TIMEOUT_NS: u64 = READY_TIMEOUT * SECOND_NS / 2;
 
-const CC_ENABLE: u32 = 1;
-const CC_SHUTDOWN_MASK: u32 = 3 << 14;
+pub(super) const CC_ENABLE: u32 = 1;
+pub(super) const CC_SHUTDOWN_MASK: u32 = 3 << 14;
 /// CC.CSS: the NVM command set.
 const CSS_NVM: u32 = 0;
 /// CC.CSS: all I/O command sets (here the same).
@@ -81,29 +84,23 @@ impl Service {
         if enable {
             check_enable(cc, controller.discovery)?;
         }
-        let shut_down = controller.csts & CSTS_SHUT_DOWN != 0;
+        let shut_down = controller.csts & CSTS_SHUTDOWN_MASK != 0;
+        let disabling = controller.wait.is_some_and(|wait| wait.goal == Goal::Disabled);
         controller.cc = cc;
-        if enable && was & CC_ENABLE == 0 {
-            controller.csts = CSTS_READY;
+        if enable && was & CC_ENABLE == 0 && !disabling {
+            self.head_for(key, Goal::Ready, now_ns);
         }
         if !enable && was & CC_ENABLE != 0 {
-            controller.csts &= !(CSTS_READY | CSTS_SHUT_DOWN);
+            let controller = self.own(key);
+            controller.csts &= !CSTS_SHUTDOWN_MASK;
             controller.disabled_ns = now_ns;
             self.reset(key);
+            self.head_for(key, Goal::Disabled, now_ns);
         }
         if cc & CC_SHUTDOWN_MASK != 0 && !shut_down {
-            self.shut_down(key, now_ns);
+            self.begin_shutdown(key, now_ns);
         }
         Ok(())
-    }
-
-    /// Both kinds of shutdown: I/O queues end, then SHST says so. The engine answers no write
-    /// before it is as durable as promised, so there is nothing to wait for.
-    fn shut_down(&mut self, key: ControllerKey, now_ns: u64) {
-        self.close_queues(key);
-        let controller = self.controllers.get_mut(&key).expect("the caller found it");
-        controller.csts |= CSTS_SHUT_DOWN;
-        controller.disabled_ns = now_ns;
     }
 
     /// CC.EN went to 0: I/O queues end, held commands come back, settings are as after Connect.
@@ -123,7 +120,7 @@ impl Service {
         }
     }
 
-    fn close_queues(&mut self, key: ControllerKey) {
+    pub(super) fn close_queues(&mut self, key: ControllerKey) {
         let controller = self.controllers.get_mut(&key).expect("the caller found it");
         for qid in std::mem::take(&mut controller.queues).into_keys() {
             controller.authentications.remove(&qid);

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::admin::completion;
+use super::authenticate::AuthWork;
 use super::events::Event;
+use super::log_discovery::KeptLogs;
 use super::one::Controller;
+use super::quiesce::Departed;
 use super::{Action, ControllerKey, Limits, Reply, Usage};
 use crate::subsystem::{Change, NsTable, Subsystem, SubsystemId, Target};
 use crate::wire::Status;
@@ -15,6 +18,8 @@ pub struct Service {
     pub(super) target: Target,
     pub(super) limits: Limits,
     pub(super) controllers: BTreeMap<ControllerKey, Controller>,
+    /// Associations that have ended, and whose queues have not all left.
+    pub(super) departed: BTreeMap<ControllerKey, Departed>,
     pub(super) next_key: u64,
     pub(super) actions: VecDeque<Action>,
     /// Controllers whose queues need a new table, and whether what is in flight ends first.
@@ -24,7 +29,11 @@ pub struct Service {
     pub(super) started_ns: u64,
     /// For authentication.
     pub(super) random: Option<super::RandomSource>,
+    /// To be computed by the owner, and how many there were.
+    pub(super) work: VecDeque<AuthWork>,
+    pub(super) works: u64,
     tables: u64,
+    pub(super) kept_logs: KeptLogs,
 }
 
 impl Service {
@@ -35,13 +44,17 @@ impl Service {
             target,
             limits,
             controllers: BTreeMap::new(),
+            departed: BTreeMap::new(),
             next_key: 1,
             actions: VecDeque::new(),
             publishes: BTreeMap::new(),
             usage: BTreeMap::new(),
             started_ns: now_ns,
             random: None,
+            work: VecDeque::new(),
+            works: 0,
             tables: 0,
+            kept_logs: KeptLogs::default(),
         }
     }
 
@@ -122,7 +135,8 @@ impl Service {
         }
     }
 
-    /// An I/O queue's connection has gone.
+    /// An I/O queue has ended: its number is free. [`Service::queue_left`] follows when its
+    /// commands have ended too.
     pub fn queue_closed(&mut self, key: ControllerKey, qid: u16) {
         if let Some(controller) = self.controllers.get_mut(&key) {
             controller.forget_queue(qid);
@@ -143,6 +157,7 @@ impl Service {
             .collect();
         expired.into_iter().for_each(|(key, reason)| self.end(key, reason));
         self.end_untrusted(now_ns);
+        self.settle_all(now_ns);
     }
 
     /// Ends a controller on behalf of management.
@@ -152,7 +167,10 @@ impl Service {
 
     fn end(&mut self, key: ControllerKey, reason: &'static str) {
         self.publishes.remove(&key);
-        if self.controllers.remove(&key).is_some() {
+        self.kept_logs.forget(key);
+        if let Some(controller) = self.controllers.remove(&key) {
+            let departed = Departed::of(controller).map(|departed| (key, departed));
+            self.departed.extend(departed);
             self.actions.push_back(Action::CloseController { controller: key, reason });
         }
     }

@@ -23,12 +23,14 @@
 //! - A fatal error ([`Connection::fatal`]) ends parsing; what was answered before is still sent,
 //!   then the termination request, then [`Connection::is_closed`]. The driver gives it a deadline.
 
+mod greeting;
 mod incoming;
 mod input;
 mod limits;
 mod receive;
 mod send;
 mod slots;
+mod stall;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -37,11 +39,13 @@ pub use crate::SlotId;
 use crate::pool::{Buffer, Claim, Pool, Share};
 use crate::wire::{Command, Completion, Direction};
 
+pub use greeting::{GREETING_BYTES, Greeting, greeting};
 use incoming::Incoming;
 use input::Input;
 pub use limits::{ADMIN_IN_CAPSULE, DEPTH_MAX, Fault, Limits};
 use send::Output;
 use slots::{Slots, Stage};
+pub use stall::STALL_NS_MAX;
 
 /// Commands in flight before the queue is connected.
 const SLOTS_FIRST: u16 = 2;

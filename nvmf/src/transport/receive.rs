@@ -26,14 +26,14 @@ const STRAIGHT_MIN: usize = 2048;
 /// A fatal error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Crime {
-    fes: u16,
-    fei: u32,
+    pub fes: u16,
+    pub fei: u32,
     what: &'static str,
     /// Bytes of the header to show to the host.
     header: usize,
 }
 
-fn crime(fes: u16, fei: u32, what: &'static str) -> Crime {
+pub(super) fn crime(fes: u16, fei: u32, what: &'static str) -> Crime {
     Crime { fes, fei, what, header: 0 }
 }
 
@@ -66,6 +66,31 @@ enum Plan {
     InCapsule { at: u32, len: u32 },
     /// So much data is to be asked for.
     Ask { len: u32 },
+}
+
+/// Type, length of the header and its digest flag; that length.
+pub(super) fn check_common(
+    common: &CommonHeader,
+    state: State,
+    agreed: Agreed,
+) -> Result<usize, Crime> {
+    match (common.kind, state) {
+        (TYPE_ICREQ, State::New) | (TYPE_COMMAND | TYPE_H2C_DATA, State::Open) => {}
+        (TYPE_ICREQ, _) => return Err(crime(FES_SEQUENCE, 0, "a second ICReq")),
+        (TYPE_COMMAND | TYPE_H2C_DATA, _) => {
+            return Err(crime(FES_SEQUENCE, 0, "a PDU before the ICReq"));
+        }
+        _ => return Err(field(offset::TYPE, "a PDU type that hosts do not send")),
+    }
+    let hlen = pdu::header_bytes(common.kind).expect("a known type");
+    if usize::from(common.hlen) != hlen {
+        return Err(field(offset::HLEN, "a wrong header length"));
+    }
+    let digest = common.flags & FLAG_HEADER_DIGEST != 0;
+    if common.kind != TYPE_ICREQ && digest != agreed.header_digest {
+        return Err(field(offset::FLAGS, "header digest flag and agreement differ"));
+    }
+    Ok(hlen)
 }
 
 impl Connection {
@@ -156,7 +181,7 @@ impl Connection {
     }
 
     /// The host broke the protocol.
-    fn fail(&mut self, crime: Crime) {
+    pub(super) fn fail(&mut self, crime: Crime) {
         let Crime { fes, fei, what, header } = crime;
         self.fault = Some(Fault::Ours { fes, fei, what });
         self.output.push_term(fes, fei, &self.input.pending()[..header]);
@@ -171,7 +196,7 @@ impl Connection {
             return Ok(self.terminated(&common));
         }
         let of_common = |crime| Crime { header: size_of::<CommonHeader>(), ..crime };
-        let hlen = self.check_common(&common).map_err(of_common)?;
+        let hlen = check_common(&common, self.state, self.agreed).map_err(of_common)?;
         let digest = self.agreed.header_digest;
         let end = hlen + if digest { DIGEST_BYTES } else { 0 };
         let Some(whole) = pending.get(..end) else { return Ok(Step::Wait) };
@@ -190,27 +215,6 @@ impl Connection {
             _ => self.h2c_data(end),
         }
         .map_err(of_header)
-    }
-
-    /// Type, length of the header and its digest flag; that length.
-    fn check_common(&self, common: &CommonHeader) -> Result<usize, Crime> {
-        match (common.kind, self.state) {
-            (TYPE_ICREQ, State::New) | (TYPE_COMMAND | TYPE_H2C_DATA, State::Open) => {}
-            (TYPE_ICREQ, _) => return Err(crime(FES_SEQUENCE, 0, "a second ICReq")),
-            (TYPE_COMMAND | TYPE_H2C_DATA, _) => {
-                return Err(crime(FES_SEQUENCE, 0, "a PDU before the ICReq"));
-            }
-            _ => return Err(field(offset::TYPE, "a PDU type that hosts do not send")),
-        }
-        let hlen = pdu::header_bytes(common.kind).expect("a known type");
-        if usize::from(common.hlen) != hlen {
-            return Err(field(offset::HLEN, "a wrong header length"));
-        }
-        let digest = common.flags & FLAG_HEADER_DIGEST != 0;
-        if common.kind != TYPE_ICREQ && digest != self.agreed.header_digest {
-            return Err(field(offset::FLAGS, "header digest flag and agreement differ"));
-        }
-        Ok(hlen)
     }
 
     /// H2CTermReq: never answered with one.

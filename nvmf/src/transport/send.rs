@@ -357,21 +357,21 @@ impl Connection {
     fn encode_term(&mut self) -> bool {
         let term = self.output.term.expect("what the termination request says");
         let shown = &term.header[..term.header_len];
-        let size = size_of::<TermReq>();
-        let header = TermReq {
-            ch: CommonHeader {
-                kind: TYPE_C2H_TERM,
-                flags: 0,
-                hlen: size as u8,
-                pdo: 0,
-                plen: U32::new((size + shown.len()) as u32),
-            },
-            fes: U16::new(term.fes),
-            fei: U32::new(term.fei),
-            reserved: [0; 10],
-        };
+        let header = term_header(term.fes, term.fei, shown.len());
         self.output.stage(&[header.as_bytes(), shown], None);
         true
+    }
+}
+
+/// C2HTermReq that shows `shown` bytes of the offending header behind it.
+pub(super) fn term_header(fes: u16, fei: u32, shown: usize) -> TermReq {
+    let size = size_of::<TermReq>();
+    let plen = U32::new((size + shown) as u32);
+    TermReq {
+        ch: CommonHeader { kind: TYPE_C2H_TERM, flags: 0, hlen: size as u8, pdo: 0, plen },
+        fes: U16::new(fes),
+        fei: U32::new(fei),
+        reserved: [0; 10],
     }
 }
 

@@ -14,6 +14,7 @@ use crate::pool::Buffer;
 use crate::wire::{Command, Completion, Fuse, Status};
 
 use super::limits::DEPTH_MAX;
+use super::stall::Progress;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
@@ -47,6 +48,8 @@ pub(super) struct Slot {
     pub received: u32,
     /// The R2T is on its way.
     pub asked: bool,
+    /// When data last moved.
+    pub progress: Progress,
     /// The transport's own verdict.
     pub failed: Option<Status>,
     /// Not another command's identifier.
@@ -70,6 +73,7 @@ impl Slot {
             data_len: 0,
             received: 0,
             asked: false,
+            progress: Progress::default(),
             failed: None,
             owns_cid: false,
             held: false,

@@ -1,7 +1,7 @@
 //! Authentication of queues (Base 2.1, 6.1, 6.2 and 8.3.5.5), through the service.
 
 use lamina_nvmf::auth::{AuthKey, Group, HashId, HostSide};
-use lamina_nvmf::controller::{Action, Answer, ControllerKey};
+use lamina_nvmf::controller::{Action, Answer, AuthWork, ControllerKey};
 use lamina_nvmf::subsystem::{Host, HostKeys, Secret};
 use lamina_nvmf::wire::opcode::fabrics;
 use lamina_nvmf::wire::{Command, Sgl, Status};
@@ -56,7 +56,13 @@ fn exchange(
 ) -> Result<Vec<u8>, Status> {
     let (key, qid) = at;
     let len = command.sgl.length;
-    match rig.service.authenticate(key, qid, command, len, data, rig.now) {
+    let mut answer = rig.service.authenticate(key, qid, command, len, data, rig.now);
+    if let Answer::Later(number) = answer {
+        let done = rig.service.next_work().expect("the work it waits for").run();
+        assert_eq!((done.number(), done.queue()), (number, at));
+        answer = Answer::Reply(rig.service.computed(done, rig.now).expect("it is there"));
+    }
+    match answer {
         Answer::Reply(reply) if reply.completion.status.is_ok() => Ok(reply.data),
         Answer::Reply(reply) => Err(reply.completion.status),
         other => panic!("{other:?}"),
@@ -282,4 +288,72 @@ fn keys_are_checked_when_they_are_given() {
     let keys = HostKeys { dhchap_controller: secret(&key(1)), ..HostKeys::default() };
     let host = Host { nqn: nqn(HOST), keys };
     assert!(rig.edit(|t| t.add_host(SUBSYSTEM, host)).is_err(), "one way alone: the other way");
+}
+
+/// Sends what makes the target compute.
+fn ask_for_work(rig: &mut Rig, at: (ControllerKey, u16)) -> AuthWork {
+    let host = HostSide::new(HOST, SUBSYSTEM, key(1), None, 1);
+    let message = host.negotiate(&HashId::ALL, &[Group::Ffdhe2048]);
+    let command = command(fabrics::AUTHENTICATION_SEND, message.len() as u32);
+    let (key, qid) = at;
+    let len = command.sgl.length;
+    let answer = rig.service.authenticate(key, qid, &command, len, &message, rig.now);
+    assert!(matches!(answer, Answer::Later(_)), "{answer:?}");
+    rig.service.next_work().expect("work")
+}
+
+#[test]
+fn nothing_is_computed_before_the_owner_of_the_service_does_it() {
+    let mut rig = rig();
+    let admin = rig.connect(&ConnectWith::default()).expect("connects").controller;
+    let work = ask_for_work(&mut rig, (admin, 0));
+    assert!(rig.service.next_work().is_none());
+    let early = receive(&mut rig, (admin, 0));
+    assert_eq!(early, Err(Status::COMMAND_SEQUENCE_ERROR.dnr()), "there is no challenge yet");
+    let again = send(&mut rig, (admin, 0), &[0; 16]);
+    assert_eq!(again, Err(Status::COMMAND_SEQUENCE_ERROR.dnr()), "one at a time");
+    let reply = rig.service.computed(work.run(), rig.now).expect("the answer");
+    assert!(reply.completion.status.is_ok());
+    receive(&mut rig, (admin, 0)).expect("a challenge");
+}
+
+#[test]
+fn work_that_is_refused_ends_the_authentication_and_not_the_service() {
+    let mut rig = rig();
+    let admin = rig.connect(&ConnectWith::default()).expect("connects").controller;
+    let work = ask_for_work(&mut rig, (admin, 0));
+    let reply = rig.service.computed(work.refuse(), rig.now).expect("the answer");
+    assert_eq!(reply.completion.status, Status::INTERNAL_ERROR, "it may be tried again");
+    assert!(!rig.service.is_trusted(admin, 0));
+    let again = send(&mut rig, (admin, 0), &[0; 16]);
+    assert_eq!(again, Err(Status::COMMAND_SEQUENCE_ERROR.dnr()), "on another queue");
+}
+
+#[test]
+fn work_of_a_queue_that_is_gone_answers_nothing() {
+    let mut rig = rig();
+    let admin = rig.connect(&ConnectWith::default()).expect("connects").controller;
+    let work = ask_for_work(&mut rig, (admin, 0));
+    rig.service.admin_closed(admin);
+    assert_eq!(rig.service.computed(work.run(), rig.now), None);
+    // The same queue number of a controller that goes on, authenticating anew.
+    let key = rig.connect(&ConnectWith::default()).expect("connects").controller;
+    talk_well(&mut rig, (key, 0));
+    rig.property_set(key, 0x14, ENABLE);
+    let at = (key, 1);
+    rig.connect(&ConnectWith::io(rig_cntlid(&rig, key), 1)).expect("connects");
+    let old = ask_for_work(&mut rig, at);
+    rig.service.queue_closed(key, 1);
+    rig.connect(&ConnectWith::io(rig_cntlid(&rig, key), 1)).expect("connects again");
+    assert_eq!(rig.service.computed(old.run(), rig.now), None);
+    let work = ask_for_work(&mut rig, at);
+    assert!(rig.service.computed(work.run(), rig.now).is_some(), "its own counts");
+}
+
+fn rig_cntlid(rig: &Rig, key: ControllerKey) -> u16 {
+    rig.service.controller(key).expect("there").cntlid
+}
+
+fn talk_well(rig: &mut Rig, at: (ControllerKey, u16)) {
+    talk(rig, at, &key(1), None).expect("authenticated");
 }

@@ -1,6 +1,6 @@
 //! Get Log Page (Base 2.1, 5.1.12).
 
-use lamina_nvmf::controller::Usage;
+use lamina_nvmf::controller::{ControllerKey, Usage};
 use lamina_nvmf::subsystem::{AnaState, Host, NamespaceSpec, Referral};
 use lamina_nvmf::wire::{Command, Sgl, Status};
 
@@ -262,4 +262,45 @@ fn firmware_is_this_version() {
     assert_eq!(data[0], 1);
     assert!(data[8..16].starts_with(env!("CARGO_PKG_VERSION").as_bytes()));
     assert_eq!(data[8..16], rig.data(key, &identify(1, 0))[64..72]);
+}
+
+/// A discovery controller's host, and the page in parts as it reads it.
+fn discovery_part(rig: &mut Rig, key: ControllerKey, len: u32, offset: u64) -> Vec<u8> {
+    rig.data(key, &log(0x70, len, offset))
+}
+
+#[test]
+fn a_discovery_log_that_changes_between_two_parts_is_seen_by_its_generation() {
+    let mut rig = Rig::new();
+    let key = rig.enabled(&ConnectWith::discovery());
+    let whole = discovery_part(&mut rig, key, 16384, 0);
+    let header = discovery_part(&mut rig, key, 16, 0);
+    assert_eq!(header, whole[..16]);
+    // A listener goes while the host is at it: entries move up.
+    rig.edit(|t| t.remove_listener(SUBSYSTEM, &address(4420))).expect("removed");
+    let records = u64_at(&header, 8);
+    for at in 0..records {
+        let entry = discovery_part(&mut rig, key, 1024, 1024 * (1 + at));
+        let from = 1024 * (1 + at) as usize;
+        assert!(entry == whole[from..from + 1024], "entry {at} is of the page that was begun");
+    }
+    let again = discovery_part(&mut rig, key, 16, 0);
+    assert_ne!(u64_at(&again, 0), u64_at(&header, 0), "the host reads it anew");
+    assert_eq!(u64_at(&again, 8), records - 1);
+    let last = log(0x70, 1024, 1024 * records);
+    assert!(rig.data(key, &last).iter().all(|byte| *byte == 0), "behind the end of the new page");
+}
+
+#[test]
+fn parts_of_a_discovery_log_are_each_hosts_own() {
+    let mut rig = Rig::new();
+    let first = rig.enabled(&ConnectWith::discovery());
+    let before = discovery_part(&mut rig, first, 16, 0);
+    rig.edit(|t| t.remove_listener(SUBSYSTEM, &address(4420))).expect("removed");
+    let other = ConnectWith { subsystem: DISCOVERY.into(), ..ConnectWith::other_host() };
+    let second = rig.enabled(&other);
+    let after = discovery_part(&mut rig, second, 16, 0);
+    assert_eq!(u64_at(&before, 8), u64_at(&after, 8) + 1);
+    let entry = |rig: &mut Rig, key| discovery_part(rig, key, 1024, 1024);
+    assert_ne!(entry(&mut rig, first), entry(&mut rig, second));
 }

@@ -85,9 +85,12 @@ fn both_shutdowns_end_the_io_queues_and_say_so() {
         rig.connect(&ConnectWith::io(1, 1)).expect("connects");
         rig.take_actions();
         assert!(rig.property_set(key, CC, ENABLE | kind).status.is_ok());
-        assert_eq!(csts(&mut rig, key) >> 2 & 3, 2, "shutdown complete");
+        assert_eq!(csts(&mut rig, key), 1 | 1 << 2, "writes of the queue may still be under way");
+        assert_eq!(rig.status(key, &identify(1, 0)), Status::COMMAND_SEQUENCE_ERROR.dnr());
         let actions = rig.take_actions();
         assert_eq!(actions, [Action::CloseQueue { controller: key, qid: 1 }]);
+        rig.all_leave();
+        assert_eq!(csts(&mut rig, key), 1 | 2 << 2, "shutdown complete");
         assert!(rig.connect(&ConnectWith::io(1, 1)).is_err());
         assert_eq!(rig.status(key, &identify(1, 0)), Status::COMMAND_SEQUENCE_ERROR.dnr());
         rig.property_set(key, CC, 0);
@@ -114,6 +117,10 @@ fn a_reset_ends_io_queues_and_gives_held_commands_back() {
     let closed = actions.iter().filter(|a| matches!(a, Action::CloseQueue { .. })).count();
     let answered = actions.iter().filter(|a| matches!(a, Action::Respond { .. })).count();
     assert_eq!((closed, answered), (3, 2));
+    for _ in 0..3 {
+        assert_eq!(csts(&mut rig, key), 1, "a write of an old queue could still land");
+        rig.one_leaves();
+    }
     assert_eq!(csts(&mut rig, key), 0);
     assert_eq!(rig.service.controller(key).expect("still there").queues().count(), 0);
 }
@@ -144,6 +151,7 @@ fn resets_at_every_state_a_hundred_times_leave_nothing_behind() {
         rig.service.admin_closed(key);
         assert_eq!(rig.ended().len(), 1);
         assert_eq!(rig.service.controllers().count(), 0);
+        rig.all_leave();
     }
 }
 
@@ -223,4 +231,71 @@ fn properties_on_an_io_queue_are_refused() {
         assert_eq!(reply.completion.status, expected, "{fctype}");
     }
     assert_eq!(csts(&mut rig, key), 1, "nothing has changed");
+}
+
+#[test]
+fn a_reset_that_queues_hold_up_is_fatal_in_time_and_ends_when_they_leave() {
+    let mut rig = Rig::new();
+    let key = rig.enabled(&ConnectWith { kato: 0, ..ConnectWith::default() });
+    rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+    rig.property_set(key, CC, 0);
+    rig.now += 15 * SECOND;
+    rig.service.tick(rig.now);
+    assert_eq!(csts(&mut rig, key), 1, "CAP.TO is 15 s");
+    rig.now += 1;
+    rig.service.tick(rig.now);
+    assert_eq!(csts(&mut rig, key), 3, "CFS: never the lie that it is disabled");
+    rig.all_leave();
+    assert_eq!(csts(&mut rig, key), 0);
+    rig.property_set(key, CC, ENABLE);
+    assert_eq!(csts(&mut rig, key), 1);
+}
+
+#[test]
+fn a_host_that_enables_before_it_is_disabled_gets_a_fresh_controller_in_the_end() {
+    let mut rig = Rig::new();
+    let key = rig.host();
+    rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+    rig.property_set(key, CC, 0);
+    rig.property_set(key, CC, ENABLE);
+    assert_eq!(rig.status(key, &identify(1, 0)), Status::COMMAND_SEQUENCE_ERROR.dnr());
+    assert!(rig.connect(&ConnectWith::io(1, 1)).is_err(), "not ready");
+    rig.all_leave();
+    assert_eq!(csts(&mut rig, key), 1);
+    assert!(rig.status(key, &identify(1, 0)).is_ok());
+    rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+}
+
+#[test]
+fn a_new_association_is_ready_when_the_old_ones_writes_are_over() {
+    for port in [false, true] {
+        let mut rig = Rig::new();
+        let old = rig.host();
+        rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+        rig.service.admin_closed(old);
+        // Its connection broke; the host comes again, by whichever way, and sends its writes anew.
+        let port = port.then_some(rig.second_port);
+        let again = ConnectWith { port, ..ConnectWith::default() };
+        let new = rig.connect(&again).expect("connects").controller;
+        rig.property_set(new, CC, ENABLE);
+        assert_eq!(csts(&mut rig, new), 0, "an old write would land on a new one");
+        assert!(rig.connect(&ConnectWith { port, ..ConnectWith::io(1, 1) }).is_err());
+        // Another host has nothing to do with it.
+        let other = rig.enabled(&ConnectWith::other_host());
+        assert_eq!(csts(&mut rig, other), 1);
+        rig.all_leave();
+        assert_eq!(csts(&mut rig, new), 1);
+        rig.connect(&ConnectWith { port, ..ConnectWith::io(1, 1) }).expect("connects");
+    }
+}
+
+#[test]
+fn a_shutdown_and_a_reset_at_once_end_in_both() {
+    let mut rig = Rig::new();
+    let key = rig.host();
+    rig.connect(&ConnectWith::io(1, 1)).expect("connects");
+    rig.property_set(key, CC, SHUTDOWN_NORMAL);
+    assert_eq!(csts(&mut rig, key), 1 | 1 << 2);
+    rig.all_leave();
+    assert_eq!(csts(&mut rig, key), 2 << 2);
 }

@@ -33,7 +33,7 @@ fn send(rig: &mut Rig, key: ControllerKey, opcode: u8, cdw10: u32, keys: &[u64])
 fn status(answer: Answer) -> Status {
     match answer {
         Answer::Reply(reply) | Answer::ReplyAfterActions(reply) => reply.completion.status,
-        Answer::Hold => panic!("held"),
+        Answer::Hold | Answer::Later(_) => panic!("held"),
     }
 }
 

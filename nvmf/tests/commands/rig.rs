@@ -52,6 +52,8 @@ pub struct Rig {
     pub port: PortId,
     pub second_port: PortId,
     pub actions: Vec<Action>,
+    /// Connections of I/O queues, by controller.
+    pub io_connections: Vec<ControllerKey>,
     next_slot: u16,
 }
 
@@ -72,8 +74,15 @@ impl Rig {
         let second = target.add_listener(SUBSYSTEM, &address(4421), false).expect("a port");
         let mut service = Service::new(target, Limits::default(), SECOND);
         service.edit(|_| ());
-        let actions = Vec::new();
-        Rig { service, now: SECOND, port, second_port: second, actions, next_slot: 0 }
+        Rig {
+            service,
+            now: SECOND,
+            port,
+            second_port: second,
+            actions: Vec::new(),
+            io_connections: Vec::new(),
+            next_slot: 0,
+        }
     }
 
     pub fn origin(&self) -> Origin {
@@ -106,7 +115,23 @@ impl Rig {
         }
         let result = self.service.connect(&origin, &connect.command(), &connect.data(), self.now);
         self.drain();
+        let io = result.iter().filter(|connected| connected.qid != 0);
+        self.io_connections.extend(io.map(|connected| connected.controller));
         result
+    }
+
+    /// The oldest I/O connection is gone, and nothing works for it any more.
+    pub fn one_leaves(&mut self) {
+        let key = self.io_connections.remove(0);
+        self.service.queue_left(key, self.now);
+        self.drain();
+    }
+
+    /// The same of all.
+    pub fn all_leave(&mut self) {
+        while !self.io_connections.is_empty() {
+            self.one_leaves();
+        }
     }
 
     /// Connects and enables a host's controller.
@@ -136,7 +161,7 @@ impl Rig {
     pub fn admin(&mut self, key: ControllerKey, command: &Command) -> Reply {
         match self.answer(key, command) {
             Answer::Reply(reply) | Answer::ReplyAfterActions(reply) => reply,
-            Answer::Hold => panic!("held: {command:?}"),
+            Answer::Hold | Answer::Later(_) => panic!("held: {command:?}"),
         }
     }
 

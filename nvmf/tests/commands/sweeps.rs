@@ -66,6 +66,7 @@ fn check(rig: &mut Rig, key: ControllerKey, command: &Command) {
             assert!(reply.data.is_empty() || reply.completion.status.is_ok());
         }
         Answer::Hold => assert_eq!(command.opcode, 0x0c),
+        Answer::Later(_) => panic!("nobody authenticates here: {command:?}"),
     }
     assert_eq!(rig.ended(), [], "no command ends a controller: {command:?}");
 }

@@ -1,9 +1,10 @@
 //! H2CData.
 
-use lamina_nvmf::wire::pdu::{FES_LIMIT_EXCEEDED, FES_OUT_OF_RANGE};
+use lamina_nvmf::transport::{Fault, STALL_NS_MAX};
+use lamina_nvmf::wire::pdu::{FES_LIMIT_EXCEEDED, FES_OUT_OF_RANGE, FES_SEQUENCE};
 
 use crate::case::*;
-use crate::rig::{Cut, pattern};
+use crate::rig::{Cut, Reply, Rig, pattern};
 
 const WHOLE: usize = 24;
 const OUT_OF_RANGE: End = End::Fatal(FES_OUT_OF_RANGE, 0, WHOLE);
@@ -151,4 +152,73 @@ fn data_that_comes_before_it_is_asked_for() {
         rig.send(&pdu);
         conclude(rig, &pdu, field(10, WHOLE), "a guessed tag");
     }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A connection whose host has been asked for data at the time 1 s.
+fn asked() -> (Rig, u16) {
+    let mut rig = Rig::open(limits(), lamina_nvmf::host::Builder::default(), 16);
+    let ttag = rig.ask(CID, ASKED);
+    rig.conn.expire(SECOND);
+    (rig, ttag)
+}
+
+#[test]
+fn data_that_never_comes_ends_the_connection_in_time() {
+    let (mut rig, _) = asked();
+    rig.conn.expire(SECOND + STALL_NS_MAX);
+    assert_eq!(rig.conn.fatal(), None, "not too early");
+    rig.conn.expire(SECOND + STALL_NS_MAX + 1);
+    let fault = rig.conn.fatal().copied();
+    assert!(matches!(fault, Some(Fault::Ours { fes: FES_SEQUENCE, .. })), "{fault:?}");
+    rig.transmit();
+    let replies = rig.replies();
+    assert!(matches!(replies.last(), Some(Reply::Term { fes: FES_SEQUENCE, .. })), "{replies:?}");
+    rig.finish_whole();
+}
+
+#[test]
+fn data_that_comes_slowly_is_waited_for() {
+    let (mut rig, ttag) = asked();
+    let mut pdus = Vec::new();
+    rig.builder.h2c_data(&mut pdus, (CID, ttag), 0, &pattern(1, 8192), false);
+    let mut now = SECOND;
+    // A header first, which is no progress by itself; then a byte at a time.
+    for piece in [&pdus[..WHOLE], &pdus[WHOLE..WHOLE + 1], &pdus[WHOLE + 1..WHOLE + 2]] {
+        rig.send(piece);
+        now += STALL_NS_MAX - 10 * SECOND;
+        rig.conn.expire(now);
+        assert_eq!(rig.conn.fatal(), None);
+    }
+    now += STALL_NS_MAX + 11 * SECOND;
+    rig.conn.expire(now);
+    assert!(rig.conn.fatal().is_some(), "not for ever");
+    rig.finish_whole();
+}
+
+#[test]
+fn a_capsule_that_stops_in_its_data_ends_the_connection_in_time() {
+    let mut rig = Rig::open(limits(), lamina_nvmf::host::Builder::default(), 16);
+    let mut pdu = Vec::new();
+    let command = crate::rig::write(CID, lamina_nvmf::wire::Sgl::in_capsule(4096));
+    rig.builder.command(&mut pdu, &command, &pattern(1, 4096));
+    rig.send(&pdu[..1000]);
+    rig.conn.expire(SECOND);
+    rig.conn.expire(SECOND + STALL_NS_MAX + 1);
+    assert!(rig.conn.fatal().is_some());
+    rig.finish_whole();
+}
+
+#[test]
+fn commands_that_run_for_long_are_not_the_hosts_fault() {
+    let mut rig = Rig::open(limits(), lamina_nvmf::host::Builder::default(), 16);
+    rig.hold = true;
+    rig.command(&crate::rig::read(CID, 4096), &[]);
+    for minute in 0..10 {
+        rig.conn.expire(SECOND + minute * 60 * SECOND);
+    }
+    assert_eq!(rig.conn.fatal(), None);
+    rig.answer_held();
+    rig.finish_whole();
 }

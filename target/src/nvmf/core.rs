@@ -9,7 +9,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::IoSlice;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lamina_bdev::{Error, ErrorKind};
@@ -17,12 +17,16 @@ use lamina_nvmf::controller::{ControllerKey, Service, Usage};
 use lamina_nvmf::pool::Pool;
 use lamina_nvmf::subsystem::{Address, DeviceKey, PortId, SubsystemId, Target};
 
-use super::deliver::Deferred;
-use super::door::{Conn, Stage};
+use super::computing::Computing;
+use super::conn::{Conn, Stage};
+use super::deliver::{Deferred, ReplyTo};
+use super::entrance::TurnedAway;
 use super::keys::TlsKeys;
 use super::listener::Listener;
-use super::message::{ConnectionId, QueueShared, Save, ServiceMsg};
-use super::poller::Poller;
+use super::message::{ConnectionId, GroupMsg, QueueShared, Save, ServiceMsg};
+use super::pace::Pace;
+use super::peers::Peers;
+use super::poller::{Edge, Poller};
 use super::transport::Settings;
 use super::usage::{self, QueueUsage};
 use super::{Caps, pool_of_service};
@@ -33,14 +37,14 @@ use crate::reactor::mailbox::Mailbox;
 
 /// Poller number of the inbox.
 pub(super) const INBOX: u64 = u64::MAX;
-/// Bit of the poller numbers of listeners.
+/// Poller number of the door.
+pub(super) const DOOR: u64 = u64::MAX - 1;
+/// Bit of the door's numbers of listeners.
 pub(super) const PORT_BIT: u64 = 1 << 63;
-/// Connections accepted from one socket in one turn.
-const ACCEPTS_MAX: usize = 64;
 /// After this, an address that could not be listened on is tried again, nanoseconds.
 const BIND_RETRY_NS: u64 = 2_000_000_000;
-/// After this, accepting is tried again when it failed, nanoseconds.
-const ACCEPT_RETRY_NS: u64 = 100_000_000;
+/// How often queues are asked whether their hosts owe data, nanoseconds.
+const STALL_CHECK_NS: u64 = 1_000_000_000;
 
 /// An address that is listened on, or is to be.
 pub(super) struct Port {
@@ -48,7 +52,9 @@ pub(super) struct Port {
     /// `None`: it could not be bound yet.
     pub(super) listener: Option<Listener>,
     /// When to try again what failed.
-    retry_ns: Option<u64>,
+    pub(super) retry_ns: Option<u64>,
+    /// Nothing could be accepted when it was last tried.
+    pub(super) failing: bool,
 }
 
 /// An I/O queue that is on a reactor.
@@ -106,27 +112,45 @@ pub struct Core {
     pub service: Service,
     pub(super) caps: Caps,
     pub(super) settings: Settings,
+    /// Admin queues, the inbox, and the door.
     pub(super) poller: Poller,
+    /// Listeners, and connections that are no queues yet: looked at when the pace allows.
+    pub(super) door: Poller,
+    /// The door has told that there is something.
+    pub(super) knocked: bool,
+    pub(super) pace: Pace,
+    pub(super) door_edges: Vec<Edge>,
     pub(super) inbox: Arc<Mailbox<ServiceMsg>>,
     pub(super) reactors: Vec<Arc<ReactorHandle>>,
     pub(super) homes: HashMap<DeviceKey, usize>,
-    ports: BTreeMap<PortId, Port>,
+    pub(super) ports: BTreeMap<PortId, Port>,
     pub(super) conns: BTreeMap<ConnectionId, Conn>,
     /// Those of them that have no queue yet.
     pub(super) fresh: BTreeSet<ConnectionId>,
-    /// Connections with something to do that no edge will announce.
+    /// Admin queues with something to do that no edge will announce.
     pub(super) active: BTreeSet<ConnectionId>,
+    /// The same of connections at the door.
+    pub(super) knocking: BTreeSet<ConnectionId>,
+    /// Connections that are only waited for to read why they end.
+    pub(super) lingering: BTreeSet<ConnectionId>,
+    pub(super) turned_away: TurnedAway,
     /// Connections that wait for a buffer.
     pub(super) starved: BTreeSet<ConnectionId>,
     pub(super) away: BTreeMap<ConnectionId, Away>,
     pub(super) associations: BTreeMap<ControllerKey, Association>,
-    addresses: HashMap<IpAddr, usize>,
+    pub(super) peers: Peers,
     pub(super) tls_keys: TlsKeys,
     pub(super) deferred: Vec<Deferred>,
+    /// Tokens of the actions that are being carried out.
+    pub(super) acting: Option<BTreeSet<u64>>,
+    pub(super) computing: Computing,
+    /// Who waits for which computation.
+    pub(super) computed_for: HashMap<u64, ReplyTo>,
     /// What queues have moved that are gone.
     past_usage: BTreeMap<SubsystemId, Usage>,
     last_tick_ns: u64,
-    next_id: u64,
+    next_stall_check_ns: u64,
+    pub(super) next_id: u64,
     pub(super) next_token: u64,
     pub(super) pool: Pool,
     pub(super) pieces: Vec<IoSlice<'static>>,
@@ -149,6 +173,8 @@ impl Core {
     ) -> std::io::Result<Core> {
         let poller = Poller::new()?;
         poller.add_level(inbox.wake(), INBOX)?;
+        let door = Poller::new()?;
+        poller.add_once(&door, DOOR)?;
         let limits = settings.controller_limits();
         let mut service = Service::new(Target::new(), limits, now_ns());
         service.set_random(Box::new(crate::control::random::fill));
@@ -157,21 +183,32 @@ impl Core {
             caps,
             settings,
             poller,
-            inbox,
+            door,
+            knocked: false,
+            pace: Pace::new(),
+            door_edges: Vec::new(),
+            inbox: inbox.clone(),
             reactors,
             homes: HashMap::new(),
             ports: BTreeMap::new(),
             conns: BTreeMap::new(),
             fresh: BTreeSet::new(),
             active: BTreeSet::new(),
+            knocking: BTreeSet::new(),
+            lingering: BTreeSet::new(),
+            turned_away: TurnedAway::default(),
             starved: BTreeSet::new(),
             away: BTreeMap::new(),
             associations: BTreeMap::new(),
-            addresses: HashMap::new(),
+            peers: Peers::default(),
             tls_keys: TlsKeys::default(),
             deferred: Vec::new(),
+            acting: None,
+            computing: Computing::new(inbox),
+            computed_for: HashMap::new(),
             past_usage: BTreeMap::new(),
             last_tick_ns: now_ns(),
+            next_stall_check_ns: 0,
             next_id: 1,
             next_token: 1,
             pool: pool_of_service(),
@@ -261,7 +298,8 @@ impl Core {
         let port = self.edit(|target| target.add_listener(nqn, address, secure))?;
         if let Entry::Vacant(place) = self.ports.entry(port) {
             let retry_ns = listener.is_none().then(|| now_ns() + BIND_RETRY_NS);
-            place.insert(Port { address: address.clone(), listener: None, retry_ns });
+            let address = address.clone();
+            place.insert(Port { address, listener: None, retry_ns, failing: false });
             if let Some(listener) = listener {
                 self.listen(port, listener);
             }
@@ -270,7 +308,7 @@ impl Core {
     }
 
     fn listen(&mut self, port: PortId, listener: Listener) {
-        let watched = self.poller.add_level(&listener, PORT_BIT | u64::from(port.0));
+        let watched = self.door.add_level(&listener, PORT_BIT | u64::from(port.0));
         let Some(entry) = self.ports.get_mut(&port) else { return };
         match watched {
             Ok(()) => {
@@ -324,68 +362,16 @@ impl Core {
         self.ports.values().any(|port| port.retry_ns.is_some())
     }
 
-    /// Takes connections that wait at a listener.
-    pub(super) fn accept(&mut self, port: PortId, now: u64) {
-        for _ in 0..ACCEPTS_MAX {
-            let Some(entry) = self.ports.get_mut(&port) else { return };
-            let Some(listener) = &entry.listener else { return };
-            match listener.accept() {
-                Ok(Some(socket)) => self.admit(port, socket, now),
-                Ok(None) => return,
-                Err(e) => {
-                    log::warn(format!("no connection can be accepted on {}: {e}", entry.address));
-                    // It would be reported again and again, at full speed.
-                    let _ = self.poller.remove(listener);
-                    entry.retry_ns = Some(now + ACCEPT_RETRY_NS);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn admit(&mut self, port: PortId, socket: std::net::TcpStream, now: u64) {
-        self.counts.accepted += 1;
-        // One that is gone already needs no answer.
-        let Ok(conn) = Conn::new(socket, port, now + self.caps.handshake_ns) else { return };
-        let from = self.addresses.get(&conn.peer().ip()).copied().unwrap_or(0);
-        if self.conns.len() + self.away.len() >= self.caps.connections
-            || from >= self.caps.connections_of_address
-        {
-            self.counts.refused += 1;
-            return;
-        }
-        if self.fresh.len() >= self.caps.half_open {
-            // The oldest has had the most time to say something.
-            if let Some(oldest) = self.fresh.first().copied() {
-                self.counts.refused += 1;
-                self.end(oldest);
-            }
-        }
-        let id = ConnectionId(self.next_id);
-        self.next_id += 1;
-        if let Err(e) = self.poller.add(&conn, id.0) {
-            log::error(format!("a connection cannot be watched: {e}"));
-            return;
-        }
-        self.count_address(conn.peer().ip(), true);
-        self.conns.insert(id, conn);
-        self.fresh.insert(id);
-    }
-
-    pub(super) fn count_address(&mut self, ip: IpAddr, came: bool) {
-        let count = self.addresses.entry(ip).or_default();
-        *count = if came { *count + 1 } else { count.saturating_sub(1) };
-        if *count == 0 {
-            self.addresses.remove(&ip);
-        }
-    }
-
     /// Ends connections whose time has run out, and controllers that were not heard of.
     pub(super) fn tick(&mut self, now: u64) {
         let late = |conn: &Conn| conn.deadline_ns.is_some_and(|deadline| deadline <= now);
         let ids: Vec<ConnectionId> =
             self.conns.iter().filter(|(_, conn)| late(conn)).map(|(id, _)| *id).collect();
         for id in ids {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                // What is unread would reset it.
+                conn.is_drained();
+            }
             self.end(id);
         }
         for (key, association) in &self.associations {
@@ -394,8 +380,37 @@ impl Core {
         self.count_busy(now);
         self.service.tick(now);
         self.act();
-        self.active.append(&mut self.starved);
+        for id in std::mem::take(&mut self.starved) {
+            self.wake(id);
+        }
         self.retry_ports(now);
+        self.peers.forget(now);
+        self.report(now);
+        if now >= self.next_stall_check_ns {
+            self.next_stall_check_ns = now + STALL_CHECK_NS;
+            self.check_stalls(now);
+        }
+    }
+
+    /// Ends connections whose hosts owe data for too long.
+    fn check_stalls(&mut self, now: u64) {
+        let mut failed = Vec::new();
+        for (id, conn) in &mut self.conns {
+            if let Some(link) = conn.link() {
+                link.connection.expire(now);
+                if link.connection.fatal().is_some() {
+                    failed.push(*id);
+                }
+            }
+        }
+        failed.into_iter().for_each(|id| self.wake(id));
+        let busy: BTreeSet<usize> = self
+            .away
+            .values()
+            .filter(|away| away.usage.is_busy())
+            .map(|away| away.reactor)
+            .collect();
+        busy.into_iter().for_each(|reactor| self.post(reactor, GroupMsg::Expire(now)));
     }
 
     /// A controller is busy while commands are outstanding on its I/O queues: a sample a tick.

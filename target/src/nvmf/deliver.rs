@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lamina_nvmf::SlotId;
-use lamina_nvmf::controller::{Action, Answer, ControllerKey, Reply};
+use lamina_nvmf::controller::{Action, Answer, AuthWorked, ControllerKey, Reply};
 use lamina_nvmf::subsystem::SubsystemId;
 use lamina_nvmf::wire::Status;
 use lamina_nvmf::wire::opcode::fabrics;
 
+use super::conn::{Conn, Stage};
 use super::core::Core;
-use super::door::{Conn, Stage};
 use super::message::{ConnectionId, GroupMsg, Save, ServiceMsg};
 use crate::log;
 use crate::reactor::clock::now_ns;
@@ -43,18 +43,23 @@ impl Core {
     pub(super) fn message(&mut self, message: ServiceMsg) {
         match message {
             ServiceMsg::Run(run) => run(self),
-            ServiceMsg::Gone(id) => self.gone(id),
+            ServiceMsg::Gone(id, stream) => {
+                self.gone(id);
+                if let Some(stream) = stream {
+                    self.take_back(id, *stream, now_ns());
+                }
+            }
             ServiceMsg::Command { id, slot, command, data, data_len } => {
                 let Some(away) = self.away.get(&id) else { return };
                 let (key, qid, now) = (away.controller, away.qid, now_ns());
                 let answer = self.service.queue_command(key, qid, &command, data_len, &data, now);
                 self.answer(ReplyTo::Away(id, slot), answer);
                 let leaves = command.fctype() == Some(fabrics::DISCONNECT);
-                if !leaves && !self.service.is_trusted(key, qid) {
-                    // It tried to authenticate anew and failed: no I/O from here on.
-                    self.close(id);
+                if !leaves {
+                    self.distrusted(id, key, qid);
                 }
             }
+            ServiceMsg::Computed(done) => self.computed(done),
             ServiceMsg::Acknowledged(token) => self.acknowledged(token, true),
             ServiceMsg::Saved(token, kept) => self.acknowledged(token, kept),
             ServiceMsg::Stop => self.stopping = true,
@@ -75,6 +80,23 @@ impl Core {
                     false => self.deferred.push(Deferred { tokens, to, reply }),
                 }
             }
+            Answer::Later(number) => {
+                self.computed_for.insert(number, to);
+                let from = match to {
+                    ReplyTo::Here(id, _) => self.conns.get(&id).map(Conn::peer),
+                    ReplyTo::Away(id, _) => self.away.get(&id).map(|away| away.peer),
+                };
+                while let Some(work) = self.service.next_work() {
+                    let submitted = match from {
+                        Some(from) => self.computing.submit(from.ip(), work),
+                        None => Err(work),
+                    };
+                    if let Err(work) = submitted {
+                        self.computed(work.refuse());
+                    }
+                }
+                self.act();
+            }
             Answer::Hold => {
                 if let ReplyTo::Here(id, slot) = to
                     && let Some(link) = self.conns.get_mut(&id).and_then(Conn::link)
@@ -83,6 +105,28 @@ impl Core {
                 }
                 self.act();
             }
+        }
+    }
+
+    /// A computation is done: its command is answered, and its queue may go on.
+    fn computed(&mut self, done: AuthWorked) {
+        let to = self.computed_for.remove(&done.number());
+        let (key, qid) = done.queue();
+        let reply = self.service.computed(done, now_ns());
+        let (Some(to), Some(reply)) = (to, reply) else { return };
+        self.deliver(to, reply);
+        self.act();
+        match to {
+            ReplyTo::Here(id, _) => self.proved(id, key, qid),
+            ReplyTo::Away(id, _) => self.distrusted(id, key, qid),
+        }
+    }
+
+    /// Ends an I/O queue that has tried to authenticate anew and failed: no I/O from here on.
+    fn distrusted(&mut self, id: ConnectionId, key: ControllerKey, qid: u16) {
+        let trusted = self.service.is_trusted(key, qid);
+        if !trusted && self.away.get(&id).is_some_and(|a| (a.controller, a.qid) == (key, qid)) {
+            self.close(id);
         }
     }
 
@@ -109,7 +153,7 @@ impl Core {
             ReplyTo::Here(id, slot) => {
                 self.respond(id, slot, reply);
                 // Its turn sends; one that answers at another time has to be looked at.
-                self.active.insert(id);
+                self.wake(id);
             }
             ReplyTo::Away(id, slot) => {
                 if let Some(away) = self.away.get(&id) {
@@ -144,9 +188,14 @@ impl Core {
         self.act_with_tokens();
     }
 
-    /// The same; gives the tokens that will be acknowledged.
+    /// The same; gives the tokens that will be acknowledged. What an action leads to (the end of a
+    /// connection is another thing to act on) is done by the call that goes on already, and counts
+    /// for it: otherwise an answer would not wait for what is published on the way.
     fn act_with_tokens(&mut self) -> BTreeSet<u64> {
-        let mut tokens = BTreeSet::new();
+        if self.acting.is_some() {
+            return BTreeSet::new();
+        }
+        self.acting = Some(BTreeSet::new());
         let mut drained = BTreeSet::new();
         while let Some(action) = self.service.next_action() {
             match action {
@@ -163,20 +212,19 @@ impl Core {
                     }
                 }
                 Action::Publish { controller, drain } => {
-                    self.publish(controller, drain, &mut tokens);
+                    self.publish(controller, drain);
                     let subsystem = self.service.controller(controller).map(|c| c.subsystem);
                     if let Some(subsystem) = subsystem.filter(|one| drain && drained.insert(*one)) {
-                        self.drain_leaving(subsystem, &mut tokens);
+                        self.drain_leaving(subsystem);
                     }
                 }
                 Action::Save { subsystem, nsid, image } => {
-                    let token = self.next_token();
                     let Some(one) = self.service.target().get(subsystem) else { continue };
                     let Some(namespace) = one.namespace(nsid) else { continue };
                     let (nqn, uuid) = (one.nqn().to_string(), namespace.uuid);
                     let device = namespace.device;
+                    let token = self.next_token();
                     (self.save)(Save { nqn, nsid, uuid, device, image, token });
-                    tokens.insert(token);
                 }
                 Action::CloseQueue { controller, qid } => {
                     let association = self.associations.get_mut(&controller);
@@ -189,16 +237,18 @@ impl Core {
                 }
             }
         }
-        tokens
+        self.acting.take().expect("set above, taken here alone")
     }
 
+    /// A token that what is acted on now will be acknowledged with.
     fn next_token(&mut self) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
+        self.acting.as_mut().expect("something is acted on").insert(token);
         token
     }
 
-    fn publish(&mut self, key: ControllerKey, drain: bool, tokens: &mut BTreeSet<u64>) {
+    fn publish(&mut self, key: ControllerKey, drain: bool) {
         let Some(association) = self.associations.get(&key) else { return };
         let ids: Vec<ConnectionId> = association.queues.values().copied().collect();
         let table = self.service.table(key);
@@ -207,14 +257,13 @@ impl Core {
             let Some(away) = self.away.get(&id) else { continue };
             let (reactor, table) = (away.reactor, table.clone());
             let token = self.next_token();
-            tokens.insert(token);
             self.post(reactor, GroupMsg::Table { id, table, drain, token: Some(token) });
         }
     }
 
     /// Queues that are on their way out have commands in flight too, of hosts that may be fenced
     /// off.
-    fn drain_leaving(&mut self, subsystem: SubsystemId, tokens: &mut BTreeSet<u64>) {
+    fn drain_leaving(&mut self, subsystem: SubsystemId) {
         let kept: BTreeSet<ConnectionId> =
             self.associations.values().flat_map(|one| one.queues.values().copied()).collect();
         let leaving = self.away.iter().filter(|(id, _)| !kept.contains(id));
@@ -224,7 +273,6 @@ impl Core {
             .collect();
         for (id, reactor) in leaving {
             let token = self.next_token();
-            tokens.insert(token);
             let (table, token) = (Arc::default(), Some(token));
             self.post(reactor, GroupMsg::Table { id, table, drain: true, token });
         }
@@ -240,7 +288,7 @@ impl Core {
             conn.stage = Stage::Ending;
             // What is to be sent to a host that takes nothing is not waited for.
             conn.deadline_ns = Some(now_ns() + self.caps.farewell_ns);
-            self.active.insert(association.admin);
+            self.wake(association.admin);
         }
     }
 
@@ -258,3 +306,6 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,206 +8,50 @@
 //!                                                     └─ Ending (refused) ─ answer sent ─► gone
 //! ```
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use lamina_nvmf::SlotId;
-use lamina_nvmf::controller::{Connected, ControllerKey, Origin, TlsIdentity};
-use lamina_nvmf::pool::Pool;
-use lamina_nvmf::subsystem::PortId;
-use lamina_nvmf::tls_psk::TlsKey;
-use lamina_nvmf::transport::Connection;
+use lamina_nvmf::controller::{Connected, ControllerKey, Origin};
+use lamina_nvmf::transport::Fault;
 use lamina_nvmf::wire::opcode::{admin, fabrics};
 use lamina_nvmf::wire::{Completion, Status};
 
+use super::conn::{Begun, Channel, Conn, Stage};
 use super::core::{Association, Away, Core};
 use super::deliver::ReplyTo;
-use super::keys::PortKeys;
-use super::link::{Link, data_of};
+use super::link::data_of;
 use super::message::{Adopted, ConnectionId, GroupMsg, QueueShared};
-use super::poller::Edge;
-use super::stream::Stream;
-use super::tls::TlsStream;
-use super::transport::Settings;
 use super::usage::QueueUsage;
 use crate::log;
+use crate::reactor::clock::now_ns;
 use crate::reactor::handle::Message;
 
-/// First byte of a TLS handshake; of an ICReq it is 0.
-const TLS_HANDSHAKE: u8 = 0x16;
 /// Commands of one connection carried out in one turn.
 const COMMANDS_MAX: usize = 64;
-
-/// What a connection is.
-pub(super) enum Stage {
-    /// Nothing has come yet.
-    Silent,
-    /// The protocol speaks, no queue yet.
-    Fresh,
-    /// An admin queue.
-    Admin(ControllerKey),
-    /// An I/O queue that has to authenticate first.
-    Proving(Box<Connected>),
-    /// An I/O queue whose Connect, or last authentication command, is being answered.
-    Moving(Box<Connected>),
-    /// Closed when the last answer is sent.
-    Ending,
-}
-
-/// A connection.
-pub(super) struct Conn {
-    channel: Channel,
-    peer: SocketAddr,
-    local: SocketAddr,
-    pub(super) port: PortId,
-    pub(super) stage: Stage,
-    /// When it is closed whatever it does.
-    pub(super) deadline_ns: Option<u64>,
-    /// Commands taken and not answered.
-    running: Vec<SlotId>,
-    /// Whom the TLS key belongs to.
-    tls: Option<TlsIdentity>,
-    /// The host has ended its half: the protocol's state must know when it is made.
-    ended: bool,
-}
-
-/// Protocol state is made at the first byte: those who say nothing cost a socket and no more.
-enum Channel {
-    Silent(Stream),
-    Shaking(Box<TlsStream>),
-    Link(Box<Link>),
-    /// Between two of the others, or failed.
-    Gone,
-}
-
-impl Conn {
-    /// One just accepted.
-    pub(super) fn new(socket: TcpStream, port: PortId, deadline_ns: u64) -> std::io::Result<Conn> {
-        let stream = Stream::new(socket)?;
-        let (peer, local) = (stream.peer(), stream.local());
-        Ok(Conn {
-            channel: Channel::Silent(stream),
-            peer,
-            local,
-            port,
-            stage: Stage::Silent,
-            deadline_ns: Some(deadline_ns),
-            running: Vec::new(),
-            tls: None,
-            ended: false,
-        })
-    }
-
-    /// The host's end.
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
-    }
-
-    /// The socket and the protocol's state, once something has come.
-    pub(super) fn link(&mut self) -> Option<&mut Link> {
-        match &mut self.channel {
-            Channel::Link(link) => Some(link),
-            Channel::Silent(_) | Channel::Shaking(_) | Channel::Gone => None,
-        }
-    }
-
-    /// Ends a command.
-    pub(super) fn respond(&mut self, slot: SlotId, completion: Completion, data_len: u32) {
-        self.running.retain(|running| *running != slot);
-        if let Some(link) = self.link() {
-            link.connection.respond(slot, completion, data_len);
-        }
-    }
-
-    /// Ends a command that its host has forgotten.
-    pub(super) fn forget(&mut self, slot: SlotId, pool: &mut Pool) {
-        self.running.retain(|running| *running != slot);
-        if let Some(link) = self.link() {
-            link.connection.forget(slot, pool);
-        }
-    }
-
-    /// Notes an edge.
-    pub(super) fn edge(&mut self, edge: Edge) {
-        self.ended |= edge.ended;
-        if let Channel::Link(link) = &mut self.channel {
-            link.edge(edge);
-        }
-    }
-
-    /// Goes on until the protocol speaks: looks at the first byte, makes the TLS handshake. False:
-    /// the connection is to be closed.
-    fn begin(&mut self, settings: &Settings, keys: impl FnOnce() -> Arc<PortKeys>) -> bool {
-        match std::mem::replace(&mut self.channel, Channel::Gone) {
-            Channel::Silent(stream) => match stream.peek() {
-                Ok(None) => self.channel = Channel::Silent(stream),
-                Ok(Some(TLS_HANDSHAKE)) => {
-                    let known = keys();
-                    let keys: Vec<TlsKey> = known.keys.iter().map(|k| k.key.clone()).collect();
-                    let plain = stream.into_plain();
-                    let accepted = plain.map(|socket| TlsStream::accept(socket, &keys));
-                    let Some(Ok(tls)) = accepted else { return false };
-                    self.channel = Channel::Shaking(Box::new(tls));
-                    return self.shake(settings, &known);
-                }
-                Ok(Some(_)) => self.link_up(settings, stream),
-                Err(_) => return false,
-            },
-            Channel::Shaking(tls) => {
-                self.channel = Channel::Shaking(tls);
-                return self.shake(settings, &keys());
-            }
-            other => self.channel = other,
-        }
-        true
-    }
-
-    fn shake(&mut self, settings: &Settings, keys: &PortKeys) -> bool {
-        let Channel::Shaking(tls) = &mut self.channel else { return false };
-        match tls.handshake() {
-            Ok(false) => true,
-            Err(_) => false,
-            Ok(true) => {
-                let identity = tls.identity();
-                let key = keys.keys.iter().find(|k| Some(&k.key.identity) == identity.as_ref());
-                let Some(key) = key else { return false };
-                self.tls = Some(key.whose.clone());
-                let Channel::Shaking(tls) = std::mem::replace(&mut self.channel, Channel::Gone)
-                else {
-                    unreachable!("looked at above");
-                };
-                self.link_up(settings, Stream::secured(self.peer, self.local, tls));
-                true
-            }
-        }
-    }
-
-    fn link_up(&mut self, settings: &Settings, stream: Stream) {
-        let connection = Connection::new(settings.connection_limits());
-        let mut link = Link::new(stream, connection);
-        link.ended = self.ended;
-        self.channel = Channel::Link(Box::new(link));
-        self.stage = Stage::Fresh;
-    }
-}
-
-impl AsFd for Conn {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.channel {
-            Channel::Silent(stream) => stream.as_fd(),
-            Channel::Shaking(tls) => tls.as_fd(),
-            Channel::Link(link) => link.stream.as_fd(),
-            Channel::Gone => unreachable!("it is ended by whoever made it so"),
-        }
-    }
-}
 
 impl Core {
     /// A connection's turn: takes what has come, carries it out, sends the answers.
     pub(super) fn turn(&mut self, id: ConnectionId, now: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
+        if matches!(conn.stage, Stage::Lingering) {
+            return self.drain(id);
+        }
         if matches!(conn.stage, Stage::Silent) {
+            let fresh = matches!(conn.channel, Channel::Silent(_));
+            match conn.look() {
+                // A host that has gone away sends no more.
+                Begun::No if !conn.ended => return,
+                Begun::No | Begun::Over => return self.end(id),
+                Begun::Refused => {
+                    let peer = conn.peer().ip();
+                    self.peers.offended(peer, now);
+                    return self.linger(id, now);
+                }
+                Begun::Yes => {}
+            }
+            if fresh && self.door.watch_both(&*conn, id.0).is_err() {
+                return self.end(id);
+            }
             let (port, keys, target) = (conn.port, &mut self.tls_keys, self.service.target());
             if !conn.begin(&self.settings, || keys.of_port(port, target)) {
                 return self.end(id);
@@ -283,7 +127,7 @@ impl Core {
     }
 
     /// Lets an I/O queue that has authenticated go on to its reactor.
-    fn proved(&mut self, id: ConnectionId, key: ControllerKey, qid: u16) {
+    pub(super) fn proved(&mut self, id: ConnectionId, key: ControllerKey, qid: u16) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         if qid != 0 && self.service.is_trusted(key, qid) {
             conn.stage = match std::mem::replace(&mut conn.stage, Stage::Ending) {
@@ -321,7 +165,15 @@ impl Core {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let key = connected.controller;
         self.fresh.remove(&id);
+        conn.queue = true;
+        self.peers.became_queue(conn.peer.ip(), id);
+        self.pace.give_back();
         if connected.qid == 0 {
+            // From the door to the admin queues.
+            let moved = self.door.remove(&*conn).and_then(|()| self.poller.add(&*conn, id.0));
+            if let Err(e) = moved {
+                log::error(format!("an admin queue cannot be watched: {e}"));
+            }
             let shared = Arc::new(QueueShared::default());
             let (peer, local) = (conn.peer, conn.local);
             let queues = Default::default();
@@ -354,8 +206,17 @@ impl Core {
         link.send(&mut self.pool, &mut self.pieces);
         let flushed = link.is_flushed();
         let failed = link.connection.fatal().is_some();
-        if link.broken || (ending || failed) && (flushed || !link.writable) {
+        if link.broken {
             return self.end(id);
+        }
+        if ending || failed {
+            let told = !matches!(link.connection.fatal(), Some(Fault::Peers { .. }));
+            return match (flushed, link.writable) {
+                (true, _) if told => self.linger(id, now_ns()),
+                (false, true) => self.wake(id),
+                // It takes nothing: not waited for, or it knows why.
+                _ => self.end(id),
+            };
         }
         if moving && flushed && link.connection.is_quiet() {
             return self.hand_over(id);
@@ -367,7 +228,7 @@ impl Core {
         let readable =
             link.readable && !starved && !paused || paused && connection.in_flight() == 0;
         if readable || link.writable && connection.wants_send() || more {
-            self.active.insert(id);
+            self.wake(id);
         }
         if starved {
             self.starved.insert(id);
@@ -385,12 +246,13 @@ impl Core {
         let (key, qid) = (connected.controller, connected.qid);
         let Some(association) = self.associations.get(&key) else {
             link.connection.close(&mut self.pool);
-            return self.count_address(link.stream.peer().ip(), false);
+            self.left(key);
+            return self.peers.gone(link.stream.peer().ip(), id, true);
         };
         link.connection.leave(&mut self.pool);
         link.connection.set_one_by_one(false);
         let shared = association.shared.clone();
-        if let Err(e) = self.poller.remove(&link.stream) {
+        if let Err(e) = self.door.remove(&link.stream) {
             log::error(format!("a connection is watched no longer, but says: {e}"));
         }
         let table = self.service.table(key);
@@ -437,7 +299,9 @@ impl Core {
         self.fresh.remove(&id);
         self.active.remove(&id);
         self.starved.remove(&id);
-        self.count_address(conn.peer.ip(), false);
+        self.knocking.remove(&id);
+        self.lingering.remove(&id);
+        self.peers.gone(conn.peer.ip(), id, conn.queue);
         for slot in conn.running.clone() {
             conn.respond(slot, Status::ABORTED_SQ_DELETION.into(), 0);
         }
@@ -445,9 +309,15 @@ impl Core {
             link.connection.close(&mut self.pool);
         }
         // Buffers have come back.
-        let starved = std::mem::take(&mut self.starved);
-        self.active.extend(starved);
-        match conn.stage {
+        for starved in std::mem::take(&mut self.starved) {
+            self.wake(starved);
+        }
+        self.stage_over(id, conn.stage);
+    }
+
+    /// A connection is not what it was any more.
+    pub(super) fn stage_over(&mut self, id: ConnectionId, stage: Stage) {
+        match stage {
             Stage::Admin(key) => {
                 self.service.admin_closed(key);
                 self.act();
@@ -455,7 +325,7 @@ impl Core {
             Stage::Proving(connected) | Stage::Moving(connected) => {
                 self.queue_gone(id, connected.controller, connected.qid);
             }
-            Stage::Silent | Stage::Fresh | Stage::Ending => {}
+            Stage::Silent | Stage::Fresh | Stage::Ending | Stage::Lingering => {}
         }
     }
 
@@ -463,7 +333,7 @@ impl Core {
     pub(super) fn gone(&mut self, id: ConnectionId) {
         if let Some(away) = self.away.remove(&id) {
             self.keep_usage(&away);
-            self.count_address(away.peer.ip(), false);
+            self.peers.gone(away.peer.ip(), id, true);
             self.queue_gone(id, away.controller, away.qid);
         }
     }
@@ -475,7 +345,13 @@ impl Core {
         {
             association.queues.remove(&qid);
             self.service.queue_closed(key, qid);
-            self.act();
         }
+        self.left(key);
+    }
+
+    /// Nothing works for a connected I/O queue any more.
+    fn left(&mut self, key: ControllerKey) {
+        self.service.queue_left(key, now_ns());
+        self.act();
     }
 }

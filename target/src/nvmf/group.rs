@@ -105,6 +105,14 @@ impl Group {
                     self.activate(place);
                 }
             }
+            GroupMsg::Expire(now_ns) => {
+                for place in 0..self.queues.len() {
+                    let queue = self.queues[place].as_mut();
+                    if queue.is_some_and(|queue| queue.expire(now_ns)) {
+                        self.activate(place as u32);
+                    }
+                }
+            }
             GroupMsg::AddDevice(route, added) => {
                 self.devices.add(route);
                 let _ = added.try_send(());
@@ -305,7 +313,10 @@ impl Group {
         self.places.remove(&id);
         self.starved.retain(|starved| *starved != place);
         self.stats.queue_removed();
-        self.outbox.push_back(Outgoing::Service(ServiceMsg::Gone(id)));
+        // The host is still to read why.
+        let told = queue.has_reason() && self.poller.remove(&queue.link.stream).is_ok();
+        let stream = told.then(|| Box::new(queue.link.stream));
+        self.outbox.push_back(Outgoing::Service(ServiceMsg::Gone(id, stream)));
     }
 
     /// Posts what is to be posted; what finds a full mailbox waits, in order. True if anything

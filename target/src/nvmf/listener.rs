@@ -4,7 +4,10 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::stream::prepare;
 
 /// Connections that may wait to be accepted unless told otherwise; the kernel keeps to its own
 /// limit (somaxconn).
@@ -34,25 +37,41 @@ impl Listener {
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
+        prepare(&socket)?;
         rustix::net::bind(&socket, &address)?;
         rustix::net::listen(&socket, backlog)?;
         Ok(Listener { socket: TcpListener::from(socket) })
     }
 
-    /// The next connection; `None` if none waits.
+    /// The next connection and its other end; `None` if none waits. It never blocks either.
     ///
     /// # Errors
     /// No descriptors are left, or the like: it may be tried again later.
-    pub fn accept(&self) -> io::Result<Option<TcpStream>> {
-        match self.socket.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(e) => match e.kind() {
-                io::ErrorKind::WouldBlock => Ok(None),
+    pub fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        loop {
+            match rustix::net::acceptfrom_with(&self.socket, flags) {
+                Ok((socket, peer)) => {
+                    // One that is gone already may have no address.
+                    let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+                        continue;
+                    };
+                    return Ok(Some((TcpStream::from(socket), peer)));
+                }
+                Err(Errno::AGAIN) => return Ok(None),
                 // One that has gone while it waited says nothing of the next.
-                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => self.accept(),
-                _ => Err(e),
-            },
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
     }
 }
 
@@ -79,7 +98,7 @@ mod tests {
                 break served;
             }
         };
-        assert_eq!(served.peer_addr().unwrap(), client.local_addr().unwrap());
+        assert_eq!(served.1, client.local_addr().unwrap());
         drop(listener);
         drop(served);
         let again = Listener::bind(address, BACKLOG).unwrap();

@@ -12,13 +12,14 @@ use std::sync::mpsc::SyncSender;
 
 use lamina_bdev::{Status, Uuid};
 use lamina_nvmf::SlotId;
-use lamina_nvmf::controller::Reply;
+use lamina_nvmf::controller::{AuthWorked, Reply};
 use lamina_nvmf::subsystem::{DeviceKey, NsTable};
 use lamina_nvmf::wire::Command;
 
 use super::core::Core;
 use super::devices::{Job, Origin, Route};
 use super::link::Link;
+use super::stream::Stream;
 use super::usage::QueueUsage;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::mailbox::Mailbox;
@@ -100,6 +101,8 @@ pub enum GroupMsg {
     },
     /// End this connection.
     Close(ConnectionId),
+    /// It is this late: end connections whose hosts owe data for too long.
+    Expire(u64),
     /// This disk can be reached from now on.
     AddDevice(Route, SyncSender<()>),
     /// This disk can no longer be reached; told when nothing is in flight on it.
@@ -133,8 +136,8 @@ pub struct Save {
 pub enum ServiceMsg {
     /// Run this.
     Run(Run),
-    /// The connection of an I/O queue has ended.
-    Gone(ConnectionId),
+    /// The connection of an I/O queue has ended; with its socket, if the host is still to read why.
+    Gone(ConnectionId, Option<Box<Stream>>),
     /// A command of an I/O queue that is the service thread's to carry out.
     Command {
         /// The connection.
@@ -148,6 +151,8 @@ pub enum ServiceMsg {
         /// Bytes that its SGL describes.
         data_len: u32,
     },
+    /// A computation for an authentication is done.
+    Computed(AuthWorked),
     /// A table is in use.
     Acknowledged(u64),
     /// Reservations are durable with their disk, or (`false`) could not be made so.

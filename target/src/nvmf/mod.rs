@@ -12,15 +12,21 @@
 //! The protocol itself is in `lamina-nvmf`, which has no sockets, threads or clock; everything here
 //! is about those.
 
+mod computing;
+mod conn;
 pub mod core;
 mod deliver;
 pub mod devices;
 mod door;
+mod entrance;
 pub mod group;
 mod keys;
 pub mod link;
 pub mod listener;
+pub mod low_water;
 pub mod message;
+mod pace;
+mod peers;
 pub mod poller;
 pub mod queue;
 pub mod service;
@@ -40,7 +46,8 @@ pub struct Caps {
     pub connections: usize,
     /// Connections of one address: at most half of what there is for all, of controllers too.
     pub connections_of_address: usize,
-    /// Connections that have no queue yet; the oldest goes when one more comes.
+    /// Connections that have no queue yet; the oldest goes when one more comes. One address has
+    /// half of them.
     pub half_open: usize,
     /// Time from accepting a connection to its Connect, nanoseconds.
     pub handshake_ns: u64,

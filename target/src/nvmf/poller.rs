@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -53,6 +53,53 @@ impl Poller {
         Ok(epoll::add(&self.set, socket, EventData::new_u64(id), flags)?)
     }
 
+    /// Watches a socket that is only read for now, as [`Poller::add`] would otherwise;
+    /// [`Poller::watch_both`] changes that.
+    ///
+    /// # Errors
+    /// No kernel memory.
+    pub fn add_input(&self, socket: impl AsFd, id: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.set, socket, EventData::new_u64(id), flags)?)
+    }
+
+    /// Watches a socket for both directions from now on.
+    ///
+    /// # Errors
+    /// It was not watched.
+    pub fn watch_both(&self, socket: impl AsFd, id: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::modify(&self.set, socket, EventData::new_u64(id), flags)?)
+    }
+
+    /// Watches a socket only for its end from now on, whatever comes before that.
+    ///
+    /// # Errors
+    /// It was not watched.
+    pub fn watch_end(&self, socket: impl AsFd, id: u64) -> io::Result<()> {
+        let flags = EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::modify(&self.set, socket, EventData::new_u64(id), flags)?)
+    }
+
+    /// Watches something that is only read, until it tells something for the first time;
+    /// [`Poller::watch_again`] begins anew.
+    ///
+    /// # Errors
+    /// No kernel memory.
+    pub fn add_once(&self, source: impl AsFd, id: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        Ok(epoll::add(&self.set, source, EventData::new_u64(id), flags)?)
+    }
+
+    /// Watches again what was added with [`Poller::add_once`].
+    ///
+    /// # Errors
+    /// It was not watched.
+    pub fn watch_again(&self, source: impl AsFd, id: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        Ok(epoll::modify(&self.set, source, EventData::new_u64(id), flags)?)
+    }
+
     /// Watches something that is only read, as long as there is something to read.
     ///
     /// # Errors
@@ -74,10 +121,18 @@ impl Poller {
     /// # Errors
     /// A broken set.
     pub fn wait(&mut self, timeout_ms: i32) -> io::Result<impl Iterator<Item = Edge> + '_> {
+        self.wait_ns(u64::try_from(timeout_ms).ok().map(|ms| ms * 1_000_000))
+    }
+
+    /// The same for at most so many nanoseconds; `None`: for ever.
+    ///
+    /// # Errors
+    /// A broken set.
+    pub fn wait_ns(&mut self, timeout_ns: Option<u64>) -> io::Result<impl Iterator<Item = Edge>> {
         self.edges.clear();
-        let timeout = (timeout_ms >= 0).then(|| Timespec {
-            tv_sec: i64::from(timeout_ms / 1000),
-            tv_nsec: i64::from(timeout_ms % 1000) * 1_000_000,
+        let timeout = timeout_ns.map(|ns| Timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
         });
         let mut space = [MaybeUninit::<Event>::uninit(); EDGES_MAX];
         let events = match epoll::wait(&self.set, &mut space, timeout.as_ref()) {
@@ -98,9 +153,20 @@ impl Poller {
         Ok(self.edges.iter().copied())
     }
 
+    /// True if the last wait gave as many edges as it can: there may be more.
+    pub fn was_full(&self) -> bool {
+        self.edges.len() == EDGES_MAX
+    }
+
     /// To be watched by a larger set: readable when an edge waits here.
     pub fn fd(&self) -> RawFd {
         self.set.as_raw_fd()
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.set.as_fd()
     }
 }
 
@@ -148,5 +214,21 @@ mod tests {
             assert_eq!(poller.wait(0).unwrap().count(), 1);
             assert_eq!(outer.wait(0).unwrap().len(), 0);
         }
+    }
+
+    #[test]
+    fn what_is_watched_once_is_silent_until_it_is_watched_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let inner = Poller::new().unwrap();
+        inner.add_level(&listener, 1).unwrap();
+        let mut outer = Poller::new().unwrap();
+        outer.add_once(&inner, 2).unwrap();
+        let _first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(outer.wait(10_000).unwrap().count(), 1);
+        let _second = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(outer.wait_ns(Some(50_000_000)).unwrap().count(), 0);
+        outer.watch_again(&inner, 2).unwrap();
+        assert_eq!(outer.wait(10_000).unwrap().count(), 1, "what is there is told");
+        assert!(!outer.was_full());
     }
 }

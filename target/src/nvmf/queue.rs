@@ -19,6 +19,7 @@ use lamina_nvmf::controller::{Reply, Usage};
 use lamina_nvmf::io::{IoQueue, Memory, Step, Work, WorkOp};
 use lamina_nvmf::pool::{Buffer, Pool};
 use lamina_nvmf::subsystem::NsTable;
+use lamina_nvmf::transport::Fault;
 use lamina_nvmf::wire::opcode::fabrics;
 
 use super::devices::{Job, Origin};
@@ -393,6 +394,21 @@ impl Queue {
         self.closing && self.in_flight == 0
     }
 
+    /// Ends it if the host owes data for too long. True: it has to send why.
+    pub fn expire(&mut self, now_ns: u64) -> bool {
+        if self.closing {
+            return false;
+        }
+        self.link.connection.expire(now_ns);
+        self.link.connection.fatal().is_some()
+    }
+
+    /// The host was told why its connection ends.
+    pub fn has_reason(&self) -> bool {
+        let fault = self.link.connection.fatal();
+        !self.link.broken && matches!(fault, Some(Fault::Ours { .. }))
+    }
+
     /// Gives everything back.
     pub fn retire(&mut self, pool: &mut Pool) {
         assert!(self.may_leave(), "engines may still write into its buffers");
@@ -413,7 +429,8 @@ mod tests {
     fn a_queue_that_ends_is_drained_of_what_it_has_in_flight() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Stream::new(listener.accept().unwrap().0).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        let stream = Stream::new(socket, peer);
         let mut pool = Pool::new(2, 2, 128 << 10);
         let mut link = Link::new(stream, Connection::new(Limits::default()));
         assert!(link.connection.join(&mut pool));

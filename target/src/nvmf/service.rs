@@ -7,10 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lamina_bdev::{Error, ErrorKind};
-use lamina_nvmf::subsystem::PortId;
 
 use super::Caps;
-use super::core::{Core, INBOX, PORT_BIT};
+use super::core::{Core, DOOR, INBOX};
 use super::message::{ConnectionId, GroupMsg, Peers, Save, ServiceMsg};
 use super::poller::Edge;
 use super::transport::Settings;
@@ -94,14 +93,9 @@ fn run(mut core: Core) {
     let mut next_tick = now_ns();
     while !core.stopping || !core.is_quiet() {
         let now = now_ns();
-        let timeout_ms = match (core.active.is_empty() && core.inbox.is_empty(), core.wants_ticks())
-        {
-            (false, _) => 0,
-            (true, true) => (next_tick.saturating_sub(now).div_ceil(1_000_000)) as i32,
-            (true, false) => -1,
-        };
+        let timeout_ns = timeout(&mut core, now, next_tick);
         edges.clear();
-        match core.poller.wait(timeout_ms) {
+        match core.poller.wait_ns(timeout_ns) {
             Ok(found) => edges.extend(found),
             Err(e) => {
                 // Its own set is whole, so this passes; better slow than dead.
@@ -118,18 +112,29 @@ fn run(mut core: Core) {
     }
 }
 
+/// How long the thread may sleep, nanoseconds; `None`: until something is there.
+fn timeout(core: &mut Core, now: u64, next_tick: u64) -> Option<u64> {
+    if !core.active.is_empty() || !core.inbox.is_empty() {
+        return Some(0);
+    }
+    let door =
+        (core.knocked || !core.knocking.is_empty()).then(|| core.pace.wait_ns(now).unwrap_or(0));
+    let tick = core.wants_ticks().then(|| next_tick.saturating_sub(now));
+    door.into_iter().chain(tick).min()
+}
+
 /// One turn over everything that wants one.
 fn turn(core: &mut Core, edges: &[Edge]) {
     let now = now_ns();
     for edge in edges {
         match edge.id {
             INBOX => core.inbox.drain_wake(),
-            id if id & PORT_BIT != 0 => core.accept(PortId(id as u16), now),
+            DOOR => core.knocked = true,
             id => {
                 let id = ConnectionId(id);
                 if let Some(conn) = core.conns.get_mut(&id) {
                     conn.edge(*edge);
-                    core.active.insert(id);
+                    core.wake(id);
                 }
             }
         }
@@ -141,4 +146,5 @@ fn turn(core: &mut Core, edges: &[Edge]) {
     for id in std::mem::take(&mut core.active) {
         core.turn(id, now);
     }
+    core.look_at_door(now);
 }

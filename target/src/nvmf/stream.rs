@@ -1,12 +1,13 @@
 //! One connected socket, plain or with TLS, never blocking.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, sockopt};
 
+use super::low_water::set_low_water;
 use super::tls::TlsStream;
 
 /// A host that has sent nothing for so long is asked by TCP whether it is still there, again after
@@ -18,6 +19,29 @@ const PROBES: u32 = 4;
 
 /// Most pieces of one send.
 pub const PIECES_MAX: usize = 256;
+
+/// Bytes of the part that all PDU headers have in common: enough to tell what is no NVMe.
+const HEADER_BYTES: usize = 8;
+/// Bytes dropped in one call.
+const DISCARD_BYTES: usize = 4096;
+
+/// Gives a listening socket the settings that its connections inherit: no blocking on small
+/// packets, TCP looks whether the host is still there, and nothing is announced of a connection
+/// before the header of a PDU is there (see [`Stream::wait_for`]), or its end: who sends a byte now
+/// and then wakes nobody.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn prepare(listener: impl AsFd) -> io::Result<()> {
+    let socket = listener.as_fd();
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, PROBE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, PROBES)?;
+    set_low_water(socket, HEADER_BYTES as i32)?;
+    Ok(())
+}
 
 /// Where a connection's bytes come from and go to.
 enum Channel {
@@ -44,20 +68,30 @@ pub enum Moved {
 }
 
 impl Stream {
-    /// A connection just accepted: no delay for small packets, no blocking, and TCP looks whether
-    /// the host is still there.
+    /// A connection just accepted from a [`Listener`](super::listener::Listener), which has seen to
+    /// its settings.
+    pub fn new(socket: TcpStream, peer: SocketAddr) -> Stream {
+        let local = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+        Stream { channel: Channel::Plain(socket), peer: plain(peer), local }
+    }
+
+    /// Has nothing announced before so many bytes are there.
     ///
     /// # Errors
     /// The socket is gone already.
-    pub fn new(socket: TcpStream) -> io::Result<Stream> {
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_keepidle(&socket, IDLE)?;
-        sockopt::set_tcp_keepintvl(&socket, PROBE_INTERVAL)?;
-        sockopt::set_tcp_keepcnt(&socket, PROBES)?;
-        let (peer, local) = (plain(socket.peer_addr()?), plain(socket.local_addr()?));
-        Ok(Stream { channel: Channel::Plain(socket), peer, local })
+    pub fn wait_for(&self, bytes: usize) -> io::Result<()> {
+        set_low_water(self.socket(), bytes as i32)
+    }
+
+    /// Looks up our end's address, and has every byte announced from now on (see [`prepare`]).
+    ///
+    /// # Errors
+    /// The socket is gone already.
+    pub fn settle_in(&mut self) -> io::Result<()> {
+        let Channel::Plain(socket) = &self.channel else { return Ok(()) };
+        self.local = plain(socket.local_addr()?);
+        set_low_water(socket, 1)?;
+        Ok(())
     }
 
     /// The same connection, with TLS after its handshake.
@@ -73,18 +107,49 @@ impl Stream {
         }
     }
 
-    /// The first byte that has come, without taking it; `None` if there is none yet.
+    /// Copies the first bytes that have come, without taking them; `None` if there are none yet.
     ///
     /// # Errors
     /// The connection has failed, or is closed.
-    pub fn peek(&self) -> io::Result<Option<u8>> {
+    pub fn peek(&self, first: &mut [u8]) -> io::Result<Option<usize>> {
         let Channel::Plain(socket) = &self.channel else { return Ok(None) };
-        let mut first = [0];
-        match socket.peek(&mut first) {
+        match socket.peek(first) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(Some(first[0])),
+            Ok(bytes) => Ok(Some(bytes)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e),
+        }
+    }
+
+    /// Says that nothing more is sent: the other side reads what was sent, then the end.
+    ///
+    /// # Errors
+    /// The connection has failed.
+    pub fn end_sending(&self) -> io::Result<()> {
+        self.socket().shutdown(Shutdown::Write)
+    }
+
+    /// Drops up to `limit` bytes that have come, and how many these were: what is unread when a
+    /// socket is closed makes the kernel reset the connection, and the other side may lose what it
+    /// has not read yet.
+    ///
+    /// # Errors
+    /// The connection has failed.
+    pub fn discard(&self, limit: usize) -> io::Result<Moved> {
+        let mut space = [0; DISCARD_BYTES];
+        let space = &mut space[..limit.min(DISCARD_BYTES)];
+        // With TRUNC the kernel does not even copy them.
+        let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+        settle(Ok(match rustix::net::recv(self.socket(), space, flags) {
+            Ok((_, bytes)) => bytes,
+            Err(e) => return settle(Err(e.into())),
+        }))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match &self.channel {
+            Channel::Plain(socket) => socket,
+            Channel::Tls(tls) => tls.socket(),
         }
     }
 
@@ -176,16 +241,19 @@ fn plain(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use super::super::listener::Listener;
+    use super::super::poller::Poller;
     use super::*;
-    use std::net::TcpListener;
+    use lamina_nvmf::transport::GREETING_BYTES;
 
     #[test]
     fn nothing_blocks_and_the_end_is_seen() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 16).unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut stream = Stream::new(listener.accept().unwrap().0).unwrap();
+        let mut stream = accepted(&listener);
         assert!(sockopt::socket_keepalive(&stream).unwrap(), "a dead host is noticed");
         assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), IDLE);
+        assert!(sockopt::tcp_nodelay(&stream).unwrap());
         let mut space = [0; 16];
         assert_eq!(stream.read(&mut space, &mut []).unwrap(), Moved::Later);
         client.write_all(b"hello").unwrap();
@@ -198,10 +266,74 @@ mod tests {
         assert_eq!(stream.send(&pieces).unwrap(), Moved::Bytes(5));
         client.read_exact(&mut space[..5]).unwrap();
         assert_eq!(&space[..5], b"world");
+        stream.settle_in().unwrap();
+        assert_eq!(stream.local(), client.peer_addr().unwrap());
         drop(client);
         while stream.read(&mut [], &mut space).unwrap() != Moved::End {
             std::thread::yield_now();
         }
         assert!(stream.peer().ip().is_loopback() && !stream.is_secure());
+    }
+
+    fn accepted(listener: &Listener) -> Stream {
+        loop {
+            if let Some((socket, peer)) = listener.accept().unwrap() {
+                return Stream::new(socket, peer);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_connection_before_there_is_something_to_judge() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut stream = accepted(&listener);
+        let mut poller = Poller::new().unwrap();
+        poller.add_input(&stream, 1).unwrap();
+        let mut send = |bytes: usize| (0..bytes).for_each(|_| client.write_all(&[0]).unwrap());
+        send(HEADER_BYTES - 1);
+        assert_eq!(poller.wait(50).unwrap().count(), 0);
+        send(1);
+        assert_eq!(poller.wait(10_000).unwrap().count(), 1);
+        stream.wait_for(GREETING_BYTES).unwrap();
+        send(GREETING_BYTES - HEADER_BYTES - 1);
+        assert_eq!(poller.wait(50).unwrap().count(), 0);
+        send(1);
+        assert_eq!(poller.wait(10_000).unwrap().count(), 1);
+        let mut first = [1; 2 * GREETING_BYTES];
+        assert_eq!(stream.peek(&mut first).unwrap(), Some(GREETING_BYTES));
+        // From here on every byte is.
+        stream.settle_in().unwrap();
+        while stream.read(&mut first, &mut []).unwrap() != Moved::Later {}
+        send(1);
+        assert_eq!(poller.wait(10_000).unwrap().count(), 1);
+        // The end is told in any case.
+        let quitter = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let served = accepted(&listener);
+        poller.add_input(&served, 2).unwrap();
+        drop(quitter);
+        assert!(poller.wait(10_000).unwrap().any(|edge| edge.id == 2 && edge.ended));
+    }
+
+    #[test]
+    fn what_was_sent_last_is_read_although_more_came_in() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut stream = accepted(&listener);
+        client.write_all(&[7; 100_000]).unwrap();
+        assert_eq!(stream.send(&[IoSlice::new(b"goodbye")]).unwrap(), Moved::Bytes(7));
+        stream.end_sending().unwrap();
+        let mut dropped = 0;
+        while dropped < 100_000 {
+            match stream.discard(usize::MAX).unwrap() {
+                Moved::Bytes(bytes) => dropped += bytes,
+                moved => assert_eq!(moved, Moved::Later),
+            }
+        }
+        assert_eq!(dropped, 100_000);
+        drop(stream);
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).expect("no reset");
+        assert_eq!(rest, b"goodbye");
     }
 }
