@@ -14,34 +14,18 @@
 
 use crate::canary::{Canary, planted};
 use crate::format::Block;
-use crate::format::journal::{self as frame, BEFORE, Frame, Record, Touched};
+use crate::format::journal::{self as frame, BEFORE, Frame, Touched};
 use crate::format::superblock::Superblock;
+use crate::replays::Replays;
 use crate::types::Uuid;
 
 /// Blocks without anything in a row after which nothing more is looked for.
 const GAP_MAX: u64 = 1024;
 
-/// What is to be replayed, in order.
-pub(crate) enum Entry {
-    Record(Record),
-    /// The journal block that stood here is lost; it was about these disks.
-    Lost(Touched),
-}
-
-/// One of them.
-pub(crate) struct Replay {
-    pub lsn: u64,
-    pub entry: Entry,
-    /// Its data must be compared with its checksum.
-    pub check: bool,
-    pub dropped: bool,
-}
-
 /// A journal block that was read.
 struct Seen {
     lsn: u64,
     frame: Frame,
-    records: Vec<Record>,
 }
 
 /// A journal being read.
@@ -52,6 +36,7 @@ pub(crate) struct Scan {
     /// Next block to be read.
     pub lsn: u64,
     seen: Vec<Seen>,
+    records: Replays,
     /// Blocks that are damaged, but say that they are what they should be, and about which disks.
     rotten: Vec<(u64, Touched)>,
     /// What proves that a later consistency point than the superblock's has committed.
@@ -65,7 +50,7 @@ impl Scan {
     pub fn new(superblock: &Superblock) -> Scan {
         let tail = superblock.journal_tail;
         let blocks = superblock.geometry.journal_blocks;
-        Scan { tail, blocks, lsn: tail, ..Scan::default() }
+        Scan { tail, blocks, lsn: tail, records: Replays::new(tail), ..Scan::default() }
     }
 
     /// Blocks still to be read, from `lsn` on; 0: that was all.
@@ -90,11 +75,28 @@ impl Scan {
     ) {
         let lsn = self.lsn;
         self.lsn += 1;
-        let Some(block) = block else { return };
+        let known = self.records.len();
+        if !block.is_some_and(|block| self.take_read(lsn, block, address, superblock, store, shard))
+        {
+            self.records.truncate(known);
+            self.records.push_missing(lsn);
+        }
+    }
+
+    /// True if it is the block that should be there.
+    fn take_read(
+        &mut self,
+        lsn: u64,
+        block: &Block,
+        address: u64,
+        superblock: &Superblock,
+        store: Uuid,
+        shard: u16,
+    ) -> bool {
         let Ok(frame) = frame::open(block, store, shard, address) else {
             let claims = frame::claims(block, store, lsn, superblock.incarnation);
             self.rotten.extend(claims.map(|disks| (lsn, disks.unwrap_or(Touched::ALL))));
-            return;
+            return false;
         };
         self.highest.0 = self.highest.0.max(frame.incarnation);
         self.highest.1 = self.highest.1.max(frame.point);
@@ -106,38 +108,29 @@ impl Scan {
         }
         let same = frame.incarnation == superblock.incarnation || planted(Canary::ReplayTwice);
         if frame.lsn != lsn || !same {
-            return;
+            return false;
         }
-        let mut records: Vec<Record> = Vec::new();
-        match frame::records(block, frame.count, |record| records.push(record)) {
-            Ok(()) => self.seen.push(Seen { lsn, frame, records }),
+        let whole = frame::records(block, frame.count, |record| self.records.push(lsn, &record));
+        match whole {
+            Ok(()) => self.seen.push(Seen { lsn, frame }),
             Err(_) => self.rotten.push((lsn, Touched::ALL)),
         }
+        whole.is_ok()
     }
 
     /// What is to be replayed, in order, with what is lost in its place; and where the journal
-    /// ends.
-    pub fn replay(&self) -> (Vec<Replay>, u64) {
+    /// ends. To be asked once.
+    pub fn replay(&mut self) -> (Replays, u64) {
         let highest = self.seen.iter().map(|s| s.frame.durable).max();
         let known = highest.filter(|_| !planted(Canary::HoleIgnored));
         let promised = known.map_or(self.tail, |lsn| lsn.max(self.tail));
-        let (mut lsn, mut at, mut all) = (self.tail, 0, Vec::new());
-        loop {
-            let entry = |entry, check| Replay { lsn, entry, check, dropped: false };
-            match self.seen.get(at).filter(|s| s.lsn == lsn) {
-                Some(seen) => {
-                    let check = |r: &Record| {
-                        !seen.frame.ordered && lsn >= promised && matches!(r, Record::Write { .. })
-                    };
-                    let records = seen.records.iter();
-                    all.extend(records.map(|r| entry(Entry::Record(*r), check(r))));
-                    at += 1;
-                }
-                None if lsn < promised => all.push(entry(Entry::Lost(self.about(lsn)), false)),
-                None => return (all, lsn),
-            }
-            lsn += 1;
-        }
+        let check = |lsn| {
+            let at = self.seen.binary_search_by_key(&lsn, |s| s.lsn).expect("it has records");
+            !self.seen[at].frame.ordered && lsn >= promised
+        };
+        let mut records = std::mem::take(&mut self.records);
+        let end = records.settle(self.lsn, promised, check, |lsn| self.about(lsn));
+        (records, end)
     }
 
     /// The block at the end of the journal, if it was written, but is torn or rotten; and the disks
@@ -161,7 +154,9 @@ impl Scan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::journal::Record;
     use crate::format::superblock::Geometry;
+    use crate::replays::{Entry, Replay};
     use crate::types::BLOCK_SIZE;
 
     const STORE: Uuid = Uuid([4; 16]);
@@ -179,6 +174,11 @@ mod tests {
 
     /// Reads a journal of (number, disk, durable) from 10 on; the others are missing.
     fn scan(blocks: &[(u64, u32, u64)]) -> Scan {
+        without(blocks, |_| false)
+    }
+
+    /// The same journal without one block, or more.
+    fn without(blocks: &[(u64, u32, u64)], lost: impl Fn(u64) -> bool) -> Scan {
         let superblock = superblock();
         let mut scan = Scan::new(&superblock);
         let mut before = [Touched::default(); BEFORE];
@@ -208,41 +208,35 @@ mod tests {
                 before.rotate_right(1);
                 before[0] = Touched::default();
             }
-            scan.take(Some(&block), address, &superblock, STORE, 0);
+            let found = Some(&block).filter(|_| !lost(scan.lsn));
+            scan.take(found, address, &superblock, STORE, 0);
         }
         scan
     }
 
     /// Numbers of what is replayed (lost ones negative), and the end.
-    fn order(scan: &Scan) -> (Vec<i64>, u64) {
+    fn order(scan: &mut Scan) -> (Vec<i64>, u64) {
         let (all, end) = scan.replay();
-        let number = |r: &Replay| match r.entry {
+        let number = |r: Replay| match r.entry {
             Entry::Record(_) => r.lsn as i64,
             Entry::Lost(_) => -(r.lsn as i64),
         };
         (all.iter().map(number).collect(), end)
     }
 
-    /// The same journal without one block, or more.
-    fn without(blocks: &[(u64, u32, u64)], lost: impl Fn(u64) -> bool) -> Scan {
-        let whole = scan(blocks);
-        let seen = whole.seen.into_iter().filter(|s| !lost(s.lsn)).collect();
-        Scan { seen, ..whole }
-    }
-
     #[test]
     fn a_journal_ends_at_its_first_gap_if_nothing_was_promised_behind_it() {
-        assert_eq!(order(&scan(&[])), (vec![], 10));
+        assert_eq!(order(&mut scan(&[])), (vec![], 10));
         let blocks = [(10, 1, 10), (11, 1, 10), (13, 1, 11), (14, 1, 12)];
-        assert_eq!(order(&scan(&blocks)), (vec![10, 11], 12));
+        assert_eq!(order(&mut scan(&blocks)), (vec![10, 11], 12));
     }
 
     #[test]
     fn a_promised_block_is_lost_and_the_others_go_on() {
         let blocks: Vec<(u64, u32, u64)> = (10..20).map(|n| (n, n as u32, n.min(15))).collect();
         for lost in 10..15 {
-            let scan = without(&blocks, |lsn| lsn == lost);
-            let (order, end) = order(&scan);
+            let mut scan = without(&blocks, |lsn| lsn == lost);
+            let (order, end) = order(&mut scan);
             let due = (10..20).map(|n| if n == lost as i64 { -n } else { n });
             assert_eq!((order, end), (due.collect(), 20));
             let about = scan.about(lost);
@@ -250,15 +244,15 @@ mod tests {
             assert_eq!(disks, [lost as u32], "block {lost}");
         }
         // From 15 on nothing was promised.
-        assert_eq!(order(&without(&blocks, |lsn| lsn == 17)), ((10..17).collect(), 17));
+        assert_eq!(order(&mut without(&blocks, |lsn| lsn == 17)), ((10..17).collect(), 17));
     }
 
     #[test]
     fn the_last_promised_block_is_named_by_any_later_one() {
         // 13 to 19 were never durable, 12 was, and 20 knows.
         let blocks = [(10, 1, 10), (11, 2, 10), (12, 3, 10), (20, 4, 13)];
-        let scan = without(&blocks, |lsn| lsn == 12);
-        assert_eq!(order(&scan), (vec![10, 11, -12], 13));
+        let mut scan = without(&blocks, |lsn| lsn == 12);
+        assert_eq!(order(&mut scan), (vec![10, 11, -12], 13));
         assert!(scan.about(12).has(3) && !scan.about(12).has(2));
         // Nobody knows of the one before it, if that is lost as well.
         assert_eq!(scan.about(11), Touched::ALL);
@@ -267,8 +261,8 @@ mod tests {
     #[test]
     fn five_lost_blocks_in_a_row_are_known_and_a_sixth_is_not() {
         let blocks: Vec<(u64, u32, u64)> = (10..20).map(|n| (n, n as u32, n)).collect();
-        let scan = without(&blocks, |lsn| (11..17).contains(&lsn));
-        let lost: Vec<i64> = order(&scan).0.into_iter().filter(|&n| n < 0).collect();
+        let mut scan = without(&blocks, |lsn| (11..17).contains(&lsn));
+        let lost: Vec<i64> = order(&mut scan).0.into_iter().filter(|&n| n < 0).collect();
         assert_eq!(lost, [-11, -12, -13, -14, -15, -16]);
         for lsn in 12..17 {
             let about = scan.about(lsn);
@@ -316,7 +310,7 @@ mod tests {
         scan.lsn += 1;
         assert_eq!(scan.left(), 0, "nothing was found");
         let frame = Frame { lsn: 5000 + GAP_MAX - 2, ..Frame::default() };
-        scan.seen.push(Seen { lsn: frame.lsn, frame, records: Vec::new() });
+        scan.seen.push(Seen { lsn: frame.lsn, frame });
         assert_eq!(scan.left(), 4096 - GAP_MAX, "something was, just before");
         scan.lsn = 5000 + 4096;
         assert_eq!(scan.left(), 0, "the whole ring");

@@ -1,13 +1,13 @@
 //! Opening a shard: the same steps after a clean stop and after a crash.
 //!
 //! ```text
-//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► journal (read)
+//!  superblock ─► catalogue ─► disk records ─► snapshot logs ─► (space) ─► journal (read)
 //!      ─► verify (data crc) ─► apply (map) ─► settle (flush) ─► twin (the other superblock)
 //!      ─► checkpoint (new journal)
 //! ```
 //!
-//! A block that cannot be read counts as damaged if it has a copy that can; where both cannot, or
-//! it is one of the journal's that counts, the store does not open, since the device may come back.
+//! A block that cannot be read, while others can, counts as damaged (`unread`). But without any
+//! superblock, or a journal block that may count, the store does not open.
 //!
 //! Work and memory are bounded by the journal and the number of disks and snapshots, not by the
 //! capacity: bitmaps and map nodes are read only where the journal touches them.
@@ -19,9 +19,13 @@
 //! What had been promised and is not there is never passed over: an older copy of a pair is damage
 //! (`system`), and so is a missing journal block that later ones say was durable (`journal`).
 //! Each costs the disks it concerns. An older superblock would cost all, so the shard is refused.
+//! What says which blocks are in use costs no disk: it is found out again (`space`), and only then
+//! does opening take longer the more is stored.
 
 mod journal;
+mod space;
 mod system;
+mod unread;
 mod verify;
 
 use crate::base_io::BaseOp;
@@ -29,13 +33,16 @@ use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, EngineState, tag};
 use crate::error::{Error, ErrorKind};
 use crate::format::superblock::Superblock;
-use crate::journal_scan::{Entry, Replay, Scan};
+use crate::journal_scan::Scan;
 use crate::limits::{LINKS, WRITE_RETRIES};
 use crate::page::{PageId, Pages};
+use crate::pipeline::superblocks::spare_block;
 use crate::replay::Unapplied;
+use crate::replays::{Entry, Replays};
 use crate::space::Space;
 use crate::status::BaseError;
 use crate::types::BLOCK_SIZE;
+pub(crate) use system::circular;
 
 /// Blocks of a lane's buffer.
 const LANE_BLOCKS: usize = 32;
@@ -45,9 +52,11 @@ const LANES: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Superblock,
+    Spare,
     Catalogue,
     Records,
     Logs,
+    Space,
     Journal,
     Verify,
     Apply,
@@ -63,7 +72,13 @@ impl Stage {
     fn does_without(self) -> bool {
         matches!(
             self,
-            Stage::Superblock | Stage::Catalogue | Stage::Records | Stage::Logs | Stage::Journal
+            Stage::Superblock
+                | Stage::Spare
+                | Stage::Catalogue
+                | Stage::Records
+                | Stage::Logs
+                | Stage::Space
+                | Stage::Journal
         )
     }
 }
@@ -99,20 +114,38 @@ pub(crate) struct Recovery {
     lanes: [Lane; LANES],
     /// Next pair, slot, disk, record, ... of the stage.
     cursor: u64,
-    records: Vec<Replay>,
+    records: Replays,
     scan: Scan,
     /// Snapshot logs, by record slot: pair to be read next, and how many are left.
     logs: Vec<(u64, u64)>,
+    /// The live trees as they were committed.
+    trees: Vec<space::Item>,
+    rebuild: Option<Box<space::Rebuild>>,
+    /// What is in use was looked for, once.
+    sought: bool,
+    /// Where opening goes on when it is known.
+    after_space: Stage,
     /// First block of the new journal.
     lsn: u64,
     /// What proves that a later consistency point than the superblock's has committed.
     newer: Option<String>,
+    /// Copies of the superblock, by block; and where the spare one would be.
+    copies: Vec<(u64, Option<Superblock>)>,
+    spare: u64,
     /// The other superblock is not the same.
     twin_due: bool,
     /// Reads of map nodes that failed for the record being applied.
     pub node_failures: u8,
     /// Reads of bitmaps that failed for it.
     pub bitmap_failures: u8,
+    /// One of them since there is no device any more.
+    pub device_gone: bool,
+    /// What cannot be read for it is damaged: another block can be.
+    pub device_answers: bool,
+    /// Slots of disks of which no copy of the record, or of a block of the log, can be read.
+    unread: Vec<u32>,
+    /// Those that lack writes the journal had.
+    given_up: Vec<u32>,
 }
 
 impl Recovery {
@@ -136,14 +169,24 @@ impl Recovery {
             buffer: Pages::new(LANE_BLOCKS * LANES),
             lanes: [lane; LANES],
             cursor: 0,
-            records: Vec::new(),
+            records: Replays::default(),
             scan: Scan::default(),
             logs: Vec::new(),
+            trees: Vec::new(),
+            rebuild: None,
+            sought: false,
+            after_space: Stage::Journal,
             lsn: 0,
             newer: None,
+            copies: Vec::new(),
+            spare: 0,
             twin_due: false,
             node_failures: 0,
             bitmap_failures: 0,
+            device_gone: false,
+            device_answers: false,
+            unread: Vec::new(),
+            given_up: Vec::new(),
         }
     }
 
@@ -168,9 +211,11 @@ impl Engine {
             let Some(mut recovery) = self.recovery.take() else { return };
             let went_on = match recovery.stage {
                 Stage::Superblock => self.recover_superblock(&mut recovery),
+                Stage::Spare => self.recover_spare(&mut recovery),
                 Stage::Catalogue => self.recover_catalogue(&mut recovery),
                 Stage::Records => self.recover_records(&mut recovery),
                 Stage::Logs => self.recover_logs(&mut recovery),
+                Stage::Space => Ok(self.recover_space(&mut recovery)),
                 Stage::Journal => self.recover_journal(&mut recovery),
                 Stage::Verify => self.recover_verify(&mut recovery),
                 Stage::Apply => self.recover_apply(&mut recovery),
@@ -255,23 +300,6 @@ impl Engine {
         self.recovery = Some(recovery);
     }
 
-    /// Blocks of pairs that cannot be read count as damaged, if the other copy can be.
-    fn do_without(&mut self, recovery: &mut Recovery, lane: usize) {
-        let Lane { block, gone, .. } = recovery.lanes[lane];
-        if gone == 0 || recovery.stage == Stage::Journal {
-            return;
-        }
-        let both = gone & gone >> 1 & 0x5555_5555;
-        if both != 0 {
-            return self.open_failed(unreadable(block + u64::from(both.trailing_zeros())));
-        }
-        for at in (0..LANE_BLOCKS).filter(|at| gone >> at & 1 == 1) {
-            recovery.buffer.bytes_mut(Recovery::page(lane, at)).fill(0);
-            let text = format!("{}; its other copy is used", unreadable(block + at as u64).message);
-            self.event(true, text);
-        }
-    }
-
     /// The buffer of lane 0 holding `block ..`; false: it is being read.
     fn have(&mut self, recovery: &mut Recovery, block: u64, count: usize) -> bool {
         let l = &mut recovery.lanes[0];
@@ -292,25 +320,43 @@ impl Engine {
         let read =
             |copy| Superblock::read(recovery.block(0, copy), self.store, self.shard, copy as u64);
         let (first, second) = (read(0), read(1));
-        let (superblock, newest) = match (first, second) {
-            (Ok(a), Ok(b)) if b.generation > a.generation => (b, 1),
-            (Ok(a), _) => (a, 0),
-            (Err(_), Ok(b)) => (b, 1),
-            (Err(damage), Err(_)) => {
-                let text = format!("shard {}: both superblocks are damaged: {damage}", self.shard);
-                return Err(Error::new(ErrorKind::Corrupt, text));
-            }
-        };
-        if superblock.geometry.region_blocks * BLOCK_SIZE as u64 > recovery.region_bytes {
+        if let (Err(damage), Err(_)) = (first, second) {
+            let text = format!("shard {}: both superblocks are damaged: {damage}", self.shard);
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        recovery.copies = vec![(0, first.ok()), (1, second.ok())];
+        recovery.twin_due = self.adopt_superblock(&recovery.copies)?;
+        let (geometry, used) = (&self.superblock.geometry, self.superblock.records_used);
+        if geometry.region_blocks * BLOCK_SIZE as u64 > recovery.region_bytes {
             let text = format!("shard {}: the superblock describes a larger region", self.shard);
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
-        recovery.twin_due = first != second;
-        self.superblock = superblock;
-        self.checkpoint.newest_superblock = newest;
-        self.space = Space::new(superblock.geometry);
-        recovery.enter(Stage::Catalogue);
+        match spare_block(geometry, used).filter(|_| recovery.twin_due) {
+            Some(spare) => recovery.spare = spare,
+            None => return Ok(self.superblock_found(recovery)),
+        }
+        recovery.enter(Stage::Spare);
         Ok(true)
+    }
+
+    /// The two copies differ: one of the two blocks may be bad, and its copy elsewhere.
+    fn recover_spare(&mut self, recovery: &mut Recovery) -> Result<bool, Error> {
+        let at = recovery.spare;
+        if !self.have(recovery, at, 1) {
+            return Ok(false);
+        }
+        let read = Superblock::read(recovery.block(0, 0), self.store, self.shard, at);
+        let geometry = self.superblock.geometry;
+        let usable = |s: &Superblock| s.geometry == geometry && recovery.lanes[0].gone == 0;
+        recovery.copies.push((at, read.ok().filter(usable)));
+        recovery.twin_due = self.adopt_superblock(&recovery.copies)?;
+        Ok(self.superblock_found(recovery))
+    }
+
+    fn superblock_found(&mut self, recovery: &mut Recovery) -> bool {
+        self.space = Space::new(self.superblock.geometry);
+        recovery.enter(Stage::Catalogue);
+        true
     }
 
     pub(crate) fn lawful_run(&self, pba: u64, len: u64) -> bool {
@@ -330,7 +376,7 @@ impl Engine {
             let incarnation = self.superblock.incarnation + 1;
             self.journal.start(recovery.lsn, self.superblock.journal_tail, incarnation, blocks);
             recovery.enter(Stage::Settle);
-            recovery.records = Vec::new();
+            recovery.records = Replays::default();
             if !planted(Canary::RecoveryUnsettled) {
                 self.begin_checkpoint_flush();
             }
@@ -339,6 +385,7 @@ impl Engine {
         let outcome = match replay.entry {
             Entry::Lost(touched) => {
                 self.seal_disks(replay.lsn, touched);
+                self.lack_writes(recovery, |slot| touched.has(slot));
                 Ok(true)
             }
             Entry::Record(_) if replay.dropped => Ok(true),
@@ -351,11 +398,18 @@ impl Engine {
             }
             Ok(true) => {}
             Err(Unapplied::Unlawful(why)) => {
-                self.event(true, format!("a journal record was skipped: {why}"));
+                let (lsn, block) = (replay.lsn, self.journal_address(replay.lsn));
+                let text =
+                    format!("a record in journal block {lsn} (block {block}) was skipped: {why}");
+                self.event(true, text);
+                if let Entry::Record(record) = replay.entry {
+                    self.lack_writes(recovery, |slot| slot == record.disk());
+                }
             }
-            Err(Unapplied::Unreadable(why)) => return Err(Error::new(ErrorKind::Io, why)),
+            Err(Unapplied::Unreadable(why)) => return self.tell_block_from_device(recovery, why),
         }
         recovery.cursor += 1;
+        recovery.device_answers = false;
         recovery.node_failures = 0;
         recovery.bitmap_failures = 0;
         self.stats.replayed_records += 1;
@@ -373,7 +427,7 @@ impl Engine {
         if recovery.twin_due {
             // A checkpoint was cut off between its two superblocks, or one has rotted. From here
             // on this point is relied on, so losing one copy must not bring an older one back.
-            self.write_superblock(1 - self.checkpoint.newest_superblock);
+            self.write_superblock();
         }
         true
     }
@@ -394,6 +448,7 @@ impl Engine {
             return false;
         }
         recovery.enter(Stage::Checkpoint);
+        self.give_up_disks(recovery);
         // A checkpoint that the crash cut off has used the next number, perhaps for blocks that are
         // written again now: should such a write get lost, what lies there must not pass for it.
         self.superblock.generation += 1;

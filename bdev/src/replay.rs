@@ -2,8 +2,9 @@
 //! point left them.
 //!
 //! What was acknowledged is never skipped because something else is broken: where the map is
-//! damaged, a new leaf takes the record and says of everything else in it that it is lost; where
-//! the device fails to read, the store does not open, since the device may come back.
+//! damaged, a new leaf takes the record and says of everything else in it that it is lost. A node
+//! that cannot be read counts as damaged if the device answers for another block at the same time;
+//! else the store does not open, since the device may come back.
 
 use crate::engine::Engine;
 use crate::format::journal::Record;
@@ -104,10 +105,15 @@ impl Engine {
             return Ok(true);
         }
         if recovery.bitmap_failures >= WRITE_RETRIES {
-            let why = format!(
-                "the base device fails to read the bitmap of extent {extent}, which acknowledged writes in the journal need"
-            );
-            return Err(Unapplied::Unreadable(why));
+            if recovery.device_gone {
+                let why =
+                    format!("the bitmap of extent {extent} cannot be read: the device is gone");
+                return Err(Unapplied::Unreadable(why));
+            }
+            // What else is free of that extent can be found out otherwise.
+            self.bitmap_failures = 0;
+            self.give_bitmap_up(extent, false);
+            return Ok(true);
         }
         self.space.wanted = Some(extent);
         Ok(false)
@@ -124,7 +130,7 @@ impl Engine {
             self.cache.grow(256);
         }
         let gave_up = recovery.node_failures >= WRITE_RETRIES;
-        if gave_up && !self.checkpoint.bad_node_is_damaged() {
+        if gave_up && !self.checkpoint.bad_node_is_damaged() && !recovery.device_answers {
             let name = self.disks[disk as usize].as_ref().expect("checked").name;
             let why = format!(
                 "the base device fails to read the map of disk {name}, which acknowledged writes in the journal need"

@@ -205,3 +205,25 @@ fn a_damaged_node_costs_what_is_below_it_and_no_more() {
     assert_eq!(rig.engine.failure(), None);
     assert_eq!(rig.read(hb, 0, 4096), vec![7; 4096]);
 }
+
+#[test]
+fn more_disks_than_are_read_at_once_are_there_again() {
+    for traits in [RAM, FILE] {
+        let mut rig = Rig::new(64 << 20, traits);
+        let disks: Vec<DiskId> = (0..50u8)
+            .map(|number| {
+                let disk = rig.create(&format!("d{number}"), 1 << 20, None);
+                let handle = rig.attach(Target::Disk(disk));
+                rig.write(handle, 0, number + 1, 4096);
+                disk
+            })
+            .collect();
+        rig.command(Command::Checkpoint).unwrap();
+        let mut rig = rig.reopen();
+        assert_eq!(rig.engine.disks().len(), disks.len());
+        for (disk, byte) in disks.into_iter().zip(1u8..) {
+            let handle = rig.attach(Target::Disk(disk));
+            assert_eq!(rig.read(handle, 0, 4096), vec![byte; 4096]);
+        }
+    }
+}

@@ -534,16 +534,16 @@ const NODES: &[Case] = &[
 ];
 
 const SPACE: &[Case] = &[
-    refused("catalogue: both copies rotten", Catalogue, "catalogue", |s| {
+    serves("catalogue: both copies rotten", NONE, Catalogue, "catalogue", |s| {
         let pair = s.sb(72);
         s.rot(pair, |b| b[99] ^= 1);
         s.rot(pair + 1, |b| b[99] ^= 1);
     }),
-    refused("catalogue: a type unknown", Catalogue, "impossible", |s| {
+    serves("catalogue: a type unknown", NONE, Catalogue, "impossible", |s| {
         let block = s.current(s.sb(72));
         s.edit(block, FRONT, |b| b[64 + 16] = 9);
     }),
-    refused("catalogue: more free than there are", Catalogue, "impossible", |s| {
+    serves("catalogue: more free than there are", NONE, Catalogue, "impossible", |s| {
         let block = s.current(s.sb(72));
         s.edit(block, FRONT, |b| put32(b, 64 + 4, u32::MAX));
     }),
@@ -563,7 +563,7 @@ const SPACE: &[Case] = &[
         let (_, catalogue, entry) = s.bitmap_of(s.root(W));
         s.edit(catalogue, FRONT, |b| put(b, entry + 8, 1 << 50));
     }),
-    refused("catalogue: of another place", Catalogue, "stale", |s| {
+    serves("catalogue: of another place", NONE, Catalogue, "stale", |s| {
         let block = s.current(s.sb(72));
         s.edit(block, FRONT, |b| put(b, 40, 1));
     }),
@@ -627,11 +627,8 @@ fn memory_kib(key: &str) -> u64 {
 /// Opens the store as a host would; the engine's state is what came of it.
 fn open(disk: Vec<u8>, store: &Store) -> Result<Rig, String> {
     let label = read_label(&disk[..LABEL_BYTES], disk.len() as u64).map_err(|e| e.to_string())?;
-    let config = Config { slots: 64, cache_bytes: 1 << 20 };
-    let engine = Engine::open(config, store.traits, &label, 0);
-    let first = label.first_region as usize;
-    let traits = store.traits;
-    let mut rig = Rig { engine, disk, first, now: 0, label, traits, cookie: 1 << 40 };
+    let mut rig = Rig::start(disk, label, store.traits);
+    rig.cookie = 1 << 40;
     for _ in 0..TURNS_MAX {
         match rig.engine.state() {
             EngineState::Opening => rig.turn(),
@@ -690,7 +687,7 @@ fn is_victim(case: &Case, due: &Due) -> bool {
 }
 
 /// Opens, serves, makes a consistency point, opens again.
-fn serve(case: &Case, store: &Store) {
+fn serve(case: &Case, store: &Store, whole: &Store) {
     let mut rig = match open(store.disk.clone(), store) {
         Ok(rig) => rig,
         Err(why) => {
@@ -699,6 +696,7 @@ fn serve(case: &Case, store: &Store) {
         }
     };
     assert_eq!(case.opens, Opens::Serves, "it was served");
+    case.assert_named(&rig.take_events(), store, whole);
     let healthy: Vec<&Due> = store.due.iter().filter(|d| !is_victim(case, d)).collect();
     healthy.iter().for_each(|due| assert_healthy(&mut rig, due, true));
     store.due.iter().filter(|d| is_victim(case, d)).for_each(|due| use_victim(&mut rig, due));
@@ -741,7 +739,7 @@ fn run(case: &Case, whole: &Store) -> Result<(), String> {
         (case.damage)(&mut store);
         assert!(store.disk != whole.disk, "nothing was damaged");
         look(case, &store);
-        serve(case, &store);
+        serve(case, &store, whole);
     }));
     let (cpu, peak) = (cpu_ns() - start, memory_kib("VmHWM").saturating_sub(before));
     let copies = 2 * (store.disk.len() as u64 >> 10);

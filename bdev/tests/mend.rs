@@ -19,12 +19,8 @@ const WELL: u64 = 4;
 
 /// The store, opened; severe events are what the test is about.
 fn open(store: &Store) -> Rig {
-    let config = Config { slots: 64, cache_bytes: 1 << 20 };
-    let engine = Engine::open(config, store.traits, &store.label, 0);
-    let (label, traits) = (store.label, store.traits);
-    let first = label.first_region as usize;
-    let disk = store.disk.clone();
-    let mut rig = Rig { engine, disk, first, now: 0, label, traits, cookie: 1 << 40 };
+    let mut rig = Rig::start(store.disk.clone(), store.label, store.traits);
+    rig.cookie = 1 << 40;
     while rig.engine.state() == EngineState::Opening {
         rig.turn();
     }

@@ -73,16 +73,23 @@ struct Rig {
 
 impl Rig {
     fn open(base: Sparse, label: StoreLabel) -> Rig {
+        let (rig, said) = Rig::open_damaged(base, label);
+        if let Some(event) = said.iter().find(|e| e.severe) {
+            panic!("{}", event.text);
+        }
+        rig
+    }
+
+    /// The same, and what it says.
+    fn open_damaged(base: Sparse, label: StoreLabel) -> (Rig, Vec<Event>) {
         let engine = Engine::open(Config { slots: 64, cache_bytes: 1 << 20 }, RAM, &label, 0);
         let mut rig = Rig { engine, base, label, now: 0 };
         while rig.engine.state() == EngineState::Opening {
             rig.turn();
         }
         assert_eq!(rig.engine.state(), EngineState::Ready, "{:?}", rig.engine.open_error());
-        if let Some(event) = std::iter::from_fn(|| rig.engine.next_event()).find(|e| e.severe) {
-            panic!("{}", event.text);
-        }
-        rig
+        let said = std::iter::from_fn(|| rig.engine.next_event()).collect();
+        (rig, said)
     }
 
     fn turn(&mut self) {
@@ -209,6 +216,55 @@ fn the_largest_store_lives_and_a_larger_one_is_refused() {
     let refused = format_plan(&params(65 << 40)).err().expect("too large");
     assert_eq!(refused.kind, ErrorKind::Invalid);
     assert!(refused.message.contains("use more shards"), "{}", refused.message);
+}
+
+/// Of a large store a lost catalogue block costs what is free in the extents that it lists, until a
+/// repair. If nothing is left without them, all maps are walked, and nothing is lost.
+#[test]
+fn a_large_store_opens_without_some_or_all_of_its_catalogue() {
+    let (base, label) = Sparse::formatted(&params(300 << 30));
+    let mut rig = Rig::open(base, label);
+    let disk = rig.create("d", 512 << 30, None);
+    let handle = rig.attach(disk);
+    let places: Vec<u64> = (0..60).map(|i| i * (7 << 30)).collect();
+    for (at, byte) in places.iter().zip(1..) {
+        rig.request(handle, Op::Write, *at, &mut [byte; BLOCK]);
+    }
+    let free = rig.settle();
+    let image = rig.base;
+    let superblock = label.first_region / BLOCK as u64;
+    let field = |at: usize| {
+        u64::from_le_bytes(image.0[&superblock][at..at + 8].try_into().expect("8 bytes"))
+    };
+    let (catalogue, pairs) = (superblock + field(72), field(80));
+    for lost in [1, pairs] {
+        let mut base = Sparse(image.0.clone());
+        for block in catalogue..catalogue + 2 * lost {
+            base.0.get_mut(&block).expect("it was formatted")[99] ^= 1;
+        }
+        let (mut rig, said) = Rig::open_damaged(base, label);
+        assert!(said.iter().any(|e| e.severe && e.text.contains("the catalogue of extents 0")));
+        let left = rig.settle();
+        let text = |text: &str| said.iter().any(|e| e.text.contains(text));
+        match lost < pairs {
+            true => {
+                assert!(left < free && left > free / 2 && text("until `lamina check --repair`"));
+            }
+            false => assert!(left == free && text("found out again")),
+        }
+        let handle = rig.attach(disk);
+        for (at, byte) in places.iter().zip(1..) {
+            assert_eq!(rig.read(handle, *at), byte);
+            rig.request(handle, Op::Write, *at + BLOCK as u64, &mut [byte; BLOCK]);
+        }
+        rig.settle();
+        let (mut rig, _) = Rig::open_damaged(rig.base, label);
+        let handle = rig.attach(disk);
+        for (at, byte) in places.iter().zip(1..) {
+            let both = (rig.read(handle, *at), rig.read(handle, *at + BLOCK as u64));
+            assert_eq!(both, (byte, byte));
+        }
+    }
 }
 
 #[test]

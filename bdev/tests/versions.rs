@@ -28,7 +28,19 @@ fn verify(rig: &mut Rig, handle: Handle, due: &Content, what: &str) {
     }
 }
 
+/// The counts of mapped blocks that people are shown.
+fn verify_counts(rig: &Rig, model: &Model) {
+    let due = |content: &Content| content.iter().filter(|byte| **byte != 0).count() as u64;
+    for found in rig.engine.disks() {
+        assert_eq!(found.mapped_blocks, due(&model.disks[&found.id].1), "{}", found.name);
+        for snap in rig.engine.snapshots(found.id) {
+            assert_eq!(snap.mapped_blocks, due(&model.snaps[&snap.snap]), "{:?}", snap.snap);
+        }
+    }
+}
+
 fn verify_all(rig: &mut Rig, model: &Model) {
+    verify_counts(rig, model);
     for (disk, (handle, due)) in &model.disks {
         verify(rig, *handle, due, &format!("disk {disk:?}"));
     }

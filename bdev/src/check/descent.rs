@@ -12,7 +12,8 @@
 //! is not reclaimed, as before.
 
 use super::blocks::Bits;
-use super::system::Shard;
+use super::lineage::{Lineage, Said};
+use super::system::{Shard, Slot};
 use super::tree::{Place, Version};
 use crate::error::Error;
 use crate::format::node::{self, NodeRef};
@@ -63,7 +64,7 @@ impl Shard<'_> {
     /// Where the disk in `orphan`, and all that descend from it, come from.
     pub fn origin_of(&mut self, orphan: u32) -> Result<Origin, Error> {
         let (own, others): (Vec<Version>, Vec<Version>) =
-            self.versions().into_iter().partition(|v| self.descends(v.slot, orphan));
+            self.versions().into_iter().partition(|v| self.lineage.descends(v.slot, orphan));
         let blocks = self.geometry().region_blocks;
         let mut mine = Walk { seen: Bits::new(blocks), among: None, found: Vec::new() };
         own.iter().for_each(|v| self.gather(v, v.top(), v.root, &mut mine));
@@ -81,18 +82,14 @@ impl Shard<'_> {
         Ok(origin.map_or(Origin::Unknown, |origin| Origin::Known(Some(origin))))
     }
 
-    fn descends(&self, slot: u32, from: u32) -> bool {
-        let mut at = slot;
-        for _ in 0..=self.slots.len() {
-            if at == from {
-                return true;
-            }
-            match self.disk(at).and_then(|disk| disk.record.origin) {
-                Some((origin, _)) => at = origin,
-                None => return false,
-            }
-        }
-        false
+    /// Who descends from whom, as the records say.
+    pub fn lineage_of_records(&self) -> Lineage {
+        let said = |slot: &Slot| match slot {
+            Slot::Free | Slot::Lost => Said::Nothing,
+            Slot::Disk(disk) if disk.record.adopted => Said::After(disk.record.origin),
+            Slot::Disk(disk) => Said::From(disk.record.origin),
+        };
+        Lineage::new(&self.slots.iter().map(said).collect::<Vec<Said>>())
     }
 
     /// Collects nodes and blocks below `node`, or those of them that are looked for.

@@ -8,8 +8,9 @@ use super::system::{Shard, Slot};
 use crate::error::Error;
 use crate::format::disk_record::State;
 use crate::format::journal::{Record, Touched};
-use crate::journal_scan::{Entry, Scan};
+use crate::journal_scan::Scan;
 use crate::limits::LINKS;
+use crate::replays::Entry;
 use crate::types::BLOCK_SIZE;
 use std::collections::BTreeMap;
 
@@ -44,7 +45,7 @@ impl Shard<'_> {
         }
         self.note_later(scan.newer.as_deref(), scan.highest);
         let (all, end) = scan.replay();
-        for replay in &all {
+        for replay in all.iter() {
             match &replay.entry {
                 Entry::Record(record) => {
                     self.report.counts.journal_records += 1;

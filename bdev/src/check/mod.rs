@@ -33,6 +33,7 @@ mod blocks;
 mod cuts;
 mod descent;
 mod journal;
+mod lineage;
 mod mend;
 mod pairs;
 mod rebuild;

@@ -7,7 +7,8 @@ use crate::format::journal::{BEFORE, Frame, Touched, finish};
 use crate::format::pairs::{Amiss, GROUPS, PairSums, Verdict};
 use crate::format::snapshot_log;
 use crate::format::superblock::Superblock;
-use crate::format::{Block, Damage, Kind, generation_of, proof_of_later, unseal};
+use crate::format::{Block, Damage, Kind, generation_of, next_side, proof_of_later, unseal};
+use crate::pipeline::superblocks::spare_block;
 use crate::types::BLOCK_SIZE;
 use std::collections::BTreeSet;
 
@@ -50,6 +51,24 @@ impl Shard<'_> {
         self.pairs.generations.resize(index, 0);
         self.pairs.generations.push(generation);
         Ok(picked)
+    }
+
+    /// A newer copy of the superblock, where it is kept if block 0 or 1 is bad.
+    pub fn spare_superblock(&mut self, newest: &Superblock) -> Option<Superblock> {
+        let at = spare_block(&newest.geometry, newest.records_used)?;
+        let mut block = Box::new([0; BLOCK_SIZE]);
+        self.reader.read(at, &mut block[..]).ok()?;
+        let found = Superblock::read(&block, self.store, self.number as u16, at).ok()?;
+        (found.geometry == newest.geometry && found.generation > newest.generation).then_some(found)
+    }
+
+    /// Which copy of a pair is written, if neither can be used.
+    pub fn next_side(&mut self, kind: Kind, address: u64) -> u64 {
+        let Ok(both) = self.reader.pair(address) else { return 0 };
+        let (store, shard) = (self.store, self.number as u16);
+        let copies =
+            [0, 1].map(|side| unseal(&both[side], kind, store, shard, address + side as u64));
+        next_side(&copies, self.superblock.generation) as u64
     }
 
     /// Something shows that a later point than the superblock's has committed.

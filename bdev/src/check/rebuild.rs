@@ -204,7 +204,7 @@ impl Shard<'_> {
         let at = self.geometry().catalogue + 2 * pair;
         let side = match self.pick(Kind::Catalogue, at)? {
             Picked::Copy(_, side, _) => 1 - side.current as u64,
-            Picked::Damaged(_) | Picked::Unreadable(_) => 0,
+            Picked::Damaged(_) | Picked::Unreadable(_) => self.next_side(Kind::Catalogue, at),
         };
         let generation = self.superblock.generation + 1;
         let (store, shard) = (self.store, self.number as u16);

@@ -269,7 +269,9 @@ impl Shard<'_> {
             let pair = self.geometry().records + 2 * u64::from(slot);
             let address = match self.pick(Kind::DiskRecord, pair)? {
                 Picked::Copy(_, side, _) => pair + 1 - side.current as u64,
-                Picked::Damaged(_) | Picked::Unreadable(_) => pair,
+                Picked::Damaged(_) | Picked::Unreadable(_) => {
+                    pair + self.next_side(Kind::DiskRecord, pair)
+                }
             };
             let mut block = Box::new([0; BLOCK_SIZE]);
             disk_record::write(&mut block, &record, slot, store, shard, address, generation);

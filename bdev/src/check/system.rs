@@ -3,6 +3,7 @@
 use super::blocks::{Bits, Reader};
 use super::cuts::{Broken, Cuts};
 use super::journal::JournalRuns;
+use super::lineage::Lineage;
 use super::pairs::Pairs;
 use super::rebuild::Taking;
 use super::report::{Finding, FindingKind, Report, Severity};
@@ -61,6 +62,8 @@ pub(super) struct Shard<'a> {
     /// Of a served store: read at once, before they move on.
     pub bitmaps: Vec<Bitmap>,
     pub slots: Vec<Slot>,
+    /// Who descends from whom.
+    pub lineage: Lineage,
     /// Blocks that something holds.
     pub used: Bits,
     /// Data blocks that several leaves hold.
@@ -107,6 +110,7 @@ impl<'a> Shard<'a> {
             entries: Vec::new(),
             bitmaps: Vec::new(),
             slots: Vec::new(),
+            lineage: Lineage::default(),
             used: Bits::new(blocks),
             shared: Bits::new(blocks),
             nodes: BTreeMap::new(),
@@ -225,8 +229,7 @@ impl<'a> Shard<'a> {
 
     fn open_superblock(&mut self, blocks: u64) -> Result<bool, Error> {
         let both = self.superblocks()?;
-        let newest = both.iter().flatten().max_by_key(|s| s.generation);
-        let Some(&newest) = newest else {
+        let Some(newest) = both.iter().flatten().copied().max_by_key(|s| s.generation) else {
             let [a, b] = both;
             let damage = [a.err(), b.err()].into_iter().flatten().next().unwrap_or(Damage::Magic);
             let text = format!(
@@ -262,7 +265,8 @@ impl<'a> Shard<'a> {
             );
             self.find(Severity::Warning, FindingKind::Superblock, Some(0), text);
         }
-        self.superblock = newest;
+        let spare = if both[0] == both[1] { None } else { self.spare_superblock(&newest) };
+        self.superblock = spare.unwrap_or(newest);
         Ok(true)
     }
 
@@ -479,6 +483,7 @@ impl<'a> Shard<'a> {
 
     /// Origins, doubles, and who belongs together.
     fn check_descent(&mut self) {
+        self.lineage = self.lineage_of_records();
         let count = self.slots.len() as u32;
         let mut family: Vec<u32> = (0..count).collect();
         let mut names: BTreeMap<String, u32> = BTreeMap::new();
@@ -552,16 +557,12 @@ impl<'a> Shard<'a> {
 
     /// What is wrong with where a disk comes from.
     fn descent_of(&self, slot: u32, origin: u32, snap: u64) -> Option<String> {
-        let mut at = Some(origin);
-        for _ in 0..=self.slots.len() {
-            let Some(next) = at else { break };
-            if next == slot {
-                return Some("it descends from a clone of itself".to_string());
-            }
-            at = self.disk(next).and_then(|d| d.record.origin).map(|(disk, _)| disk);
+        if self.lineage.is_circular(slot) {
+            return Some("it descends from a clone of itself".to_string());
         }
         let found = self.disk(origin);
-        if found.is_none_or(|d| !d.snaps.iter().any(|s| s.snap == snap)) {
+        let there = |d: &DiskState| d.snaps.binary_search_by_key(&snap, |s| s.snap).is_ok();
+        if !found.is_some_and(there) {
             let from = self.disk_name(origin);
             return Some(format!(
                 "it is a clone of snapshot {snap} of disk {from}, which is not there; deleted space is not reclaimed"

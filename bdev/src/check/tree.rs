@@ -8,6 +8,7 @@
 
 use super::CheckPhase;
 use super::cuts::Broken;
+use super::lineage::Related;
 use super::report::{FindingKind, Severity};
 use super::system::{Shard, Slot};
 use crate::error::Error;
@@ -531,35 +532,26 @@ impl Shard<'_> {
 
     /// Whether a version may hold a node with this owner and birth.
     fn may_hold(&self, v: &Version, info: &NodeInfo) -> Result<(), String> {
-        let mut at = v.slot;
-        let mut newest = v.epoch;
-        for _ in 0..=self.slots.len() {
-            let Some(disk) = self.disk(at) else { return Ok(()) };
-            let record = &disk.record;
-            // A slot may have been another disk's before: that one's nodes are older.
-            if info.owner == at && info.generation >= record.born {
-                if info.birth <= newest {
-                    return Ok(());
-                }
-                let name = &record.name;
-                return Err(format!(
-                    "it was born in epoch {} of disk {name}, after this version",
-                    info.birth
-                ));
-            }
+        let owner = self.disk(info.owner).map(|disk| &disk.record);
+        // A slot may have been another disk's before: that one's nodes are older.
+        let its_own = owner.is_some_and(|record| info.generation >= record.born);
+        let newest = match self.lineage.related(v.slot, info.owner, its_own) {
+            Related::Same => v.epoch,
+            Related::Ancestor(snap) => snap,
             // Between have been snapshots that are deleted: who came before is no longer known.
-            if record.adopted {
-                return Ok(());
-            }
-            let Some((disk, snap)) = record.origin else {
+            Related::Perhaps => return Ok(()),
+            Related::No => {
                 let other = self.disk_name(info.owner);
                 return Err(format!(
                     "it belongs to disk {other}, which this one does not descend from"
                 ));
-            };
-            (at, newest) = (disk, snap);
+            }
+        };
+        if info.birth <= newest {
+            return Ok(());
         }
-        Ok(())
+        let name = self.disk_name(info.owner);
+        Err(format!("it was born in epoch {} of disk {name}, after this version", info.birth))
     }
 }
 

@@ -120,6 +120,29 @@ pub(crate) fn write_bitmap(
     );
 }
 
+/// Adds to `words` what one copy of a bitmap at `address` has in use, of whatever generation it is.
+/// Nothing, if no such bitmap was ever written there.
+pub(crate) fn add_bitmap(
+    block: &Block,
+    store: Uuid,
+    shard: u16,
+    address: u64,
+    extent: u64,
+    words: &mut [u64],
+) -> Result<(), Damage> {
+    match unseal(block, Kind::Bitmap, store, shard, address) {
+        Ok(h) if h.index == extent => {
+            for (word, chunk) in words.iter_mut().zip(block[HEADER_LEN..].chunks_exact(8)) {
+                *word |= u64::from_le_bytes(chunk.try_into().expect("8 bytes"));
+            }
+            Ok(())
+        }
+        Ok(_) => Err(Damage::Identity),
+        Err(Damage::Magic | Damage::Store) => Ok(()),
+        Err(damage) => Err(damage),
+    }
+}
+
 /// Reads the copy of a bitmap that `generation` names into `words`; says which copy it was.
 pub(crate) fn read_bitmap(
     copies: [&Block; 2],
@@ -166,6 +189,26 @@ mod tests {
         assert_eq!(read(5), Ok((0, 5)));
         assert_eq!(read(6), Ok((1, 6)));
         assert!(read(7).is_err());
+    }
+
+    #[test]
+    fn all_that_any_copy_of_a_bitmap_has_in_use_is_added() {
+        let store = Uuid([1; 16]);
+        let mut block = [0; BLOCK_SIZE];
+        let mut words = [4; 2];
+        assert_eq!(add_bitmap(&block, store, 0, 100, 3, &mut words), Ok(()), "never written");
+        write_bitmap(&mut block, store, 0, 100, 3, 9, &[1, 2]);
+        assert_eq!(add_bitmap(&block, store, 0, 100, 4, &mut words), Err(Damage::Identity));
+        assert_eq!(
+            add_bitmap(&block, Uuid([2; 16]), 0, 100, 3, &mut words),
+            Ok(()),
+            "a stranger's"
+        );
+        assert_eq!(words, [4; 2]);
+        assert_eq!(add_bitmap(&block, store, 0, 100, 3, &mut words), Ok(()));
+        assert_eq!(words, [5, 6]);
+        block[99] ^= 1;
+        assert_eq!(add_bitmap(&block, store, 0, 100, 3, &mut words), Err(Damage::Checksum));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The device label: the first two blocks of the device, and how a device is divided into regions.
 
+use super::superblock::Geometry;
 use super::{Block, FORMAT_VERSION, Header, Kind, MAGIC, payload, payload_mut, seal, unseal};
 use crate::error::{Error, ErrorKind};
 use crate::limits::{REGION_BYTES_MIN, SHARDS_MAX};
@@ -96,6 +97,45 @@ fn label_block(label: &StoreLabel, copy: u64) -> Block {
 /// # Errors
 /// Invalid: the device is too small for that many shards, or a parameter is out of range.
 pub fn format_plan(params: &FormatParams) -> Result<Vec<FormatWrite>, Error> {
+    let label = plan_label(params)?;
+    let mut writes = Vec::new();
+    for (shard, start) in regions(&label) {
+        for (at, bytes) in super::superblock::format_region(&label, shard, params.journal_bytes)? {
+            writes.push(FormatWrite { offset: start + at * BLOCK_SIZE as u64, bytes });
+        }
+    }
+    writes.push(FormatWrite { offset: 0, bytes: write_labels(&label) });
+    Ok(writes)
+}
+
+/// The byte ranges (offset, length) of a device that an empty store made with these parameters
+/// writes in place for as long as it lives: a host that makes it in a sparse file had better
+/// reserve them, since a shard whose journal cannot be written fails. Of the disk records those
+/// of the first 1,024 disks.
+///
+/// # Errors
+/// As [`format_plan`].
+pub fn fixed_areas(params: &FormatParams) -> Result<Vec<(u64, u64)>, Error> {
+    let label = plan_label(params)?;
+    let block = BLOCK_SIZE as u64;
+    let mut areas = vec![(0, label.first_region)];
+    for (_, start) in regions(&label) {
+        let geometry = Geometry::plan(label.region_bytes / block, params.journal_bytes / block)?;
+        let fixed = geometry.fixed_areas();
+        areas.extend(
+            fixed.map(|blocks| (start + blocks.start * block, (blocks.end - blocks.start) * block)),
+        );
+    }
+    Ok(areas)
+}
+
+/// Each shard's number and where its region begins, bytes.
+fn regions(label: &StoreLabel) -> impl Iterator<Item = (u32, u64)> {
+    let (first, bytes) = (label.first_region, label.region_bytes);
+    (0..label.shards).map(move |shard| (shard, first + u64::from(shard) * bytes))
+}
+
+fn plan_label(params: &FormatParams) -> Result<StoreLabel, Error> {
     let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
     if params.shards == 0 || params.shards > SHARDS_MAX {
         return invalid(format!(
@@ -113,23 +153,14 @@ pub fn format_plan(params: &FormatParams) -> Result<Vec<FormatWrite>, Error> {
             params.device_bytes, params.shards
         ));
     }
-    let label = StoreLabel {
+    Ok(StoreLabel {
         uuid: params.uuid,
         name: params.name,
         shards: params.shards,
         first_region: FIRST_REGION_BLOCK * block,
         region_bytes,
         created: params.time,
-    };
-    let mut writes = Vec::new();
-    for shard in 0..params.shards {
-        let start = label.first_region + u64::from(shard) * region_bytes;
-        for (at, bytes) in super::superblock::format_region(&label, shard, params.journal_bytes)? {
-            writes.push(FormatWrite { offset: start + at * block, bytes });
-        }
-    }
-    writes.push(FormatWrite { offset: 0, bytes: write_labels(&label) });
-    Ok(writes)
+    })
 }
 
 /// Both copies of a label, as they lie in the first blocks of the device.
@@ -233,6 +264,26 @@ mod tests {
         assert_eq!(read_label(&image, p.device_bytes).unwrap(), label);
         image[BLOCK_SIZE + 100] ^= 1;
         assert_eq!(read_label(&image, p.device_bytes).unwrap_err().kind, ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn what_is_written_in_place_is_what_the_plan_writes_and_the_journal() {
+        for (device_bytes, shards) in [(64 << 20, 1), (64 << 20, 2), (1 << 40, 3)] {
+            let params = params(device_bytes, shards);
+            let areas = fixed_areas(&params).unwrap();
+            for write in format_plan(&params).unwrap() {
+                let end = write.offset + write.bytes.len() as u64;
+                let inside = |&(at, len): &(u64, u64)| at <= write.offset && end <= at + len;
+                assert!(areas.iter().any(inside), "{} to {end}", write.offset);
+            }
+            assert!(areas.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{areas:?}");
+            let reserved: u64 = areas.iter().map(|area| area.1).sum();
+            assert!(reserved * 16 < device_bytes, "{reserved} of {device_bytes}");
+            let region = (device_bytes - (FIRST_REGION_BLOCK << 12)) / u64::from(shards);
+            let journal = Geometry::plan(region >> 12, 0).unwrap().journal_blocks << 12;
+            let journals = areas.iter().filter(|area| area.1 == journal).count();
+            assert_eq!(journals, shards as usize);
+        }
     }
 
     #[test]

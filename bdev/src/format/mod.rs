@@ -18,6 +18,9 @@
 //! above the superblock's counts, so an unfinished consistency point changes nothing. Which
 //! generation that must be is committed as well ([`pairs`]): for catalogue and disk records by the
 //! superblock, for a snapshot log by its disk's record. An older copy is damage.
+//!
+//! A superblock that cannot be written any more is kept in the first block of the last record
+//! slot, as long as no disk has that: a reader that finds A and B different looks there, too.
 
 pub(crate) mod disk_record;
 pub(crate) mod extent;
@@ -267,6 +270,12 @@ pub(crate) fn pick_side(
     Ok((Side { current, stale_other }, headers[current]?))
 }
 
+/// Which copy of a pair is written next if neither can be used: one that a point which never
+/// committed has left, so that there are never two of those.
+pub(crate) fn next_side(copies: &[Result<Header, Damage>; 2], committed: u64) -> usize {
+    usize::from(copies[1].is_ok_and(|h| h.generation > committed))
+}
+
 /// The point that a pair proves to have committed after `committed`, if it does. A point that is
 /// not committed yet overwrites only the copy that does not count; and its number is at most two
 /// above, since a recovery leaves one out.
@@ -323,6 +332,19 @@ mod tests {
         assert_eq!(pick(at(11), at(4)), Ok((1, true)));
         assert_eq!(pick(bad, at(4)), Ok((1, false)));
         assert_eq!(pick(bad, at(11)), Err(Damage::Checksum));
+    }
+
+    #[test]
+    fn a_lost_pair_never_gets_two_copies_that_were_not_committed() {
+        let at = |generation| Ok(header(Kind::Catalogue, generation));
+        let bad = Err(Damage::Checksum);
+        for mut copies in [[at(11), bad], [bad, at(11)], [bad, bad]] {
+            for _ in 0..3 {
+                // A recovery that is cut off, again and again.
+                copies[next_side(&copies, 10)] = at(12);
+                assert_eq!(proof_of_later(&copies, 10), None, "{copies:?}");
+            }
+        }
     }
 
     #[test]

@@ -146,8 +146,8 @@ pub(crate) struct NodeInfo {
 
 /// True if a node may have such links in a region of that geometry.
 pub(crate) fn linkable(links: &[u64; LINKS], geometry: &Geometry) -> bool {
-    let mut blocks = links.iter().map(|link| link & ADDRESS);
-    blocks.all(|block| block == 0 || block == LOST || geometry.linkable(block))
+    let lawful = |block| block == LOST || geometry.linkable(block);
+    links.iter().map(|link| link & ADDRESS).all(|block| block == 0 || lawful(block))
 }
 
 /// Writes a node for `address`.
@@ -159,8 +159,9 @@ pub(crate) fn write(
     shard: u16,
     address: u64,
 ) {
-    for (bytes, link) in block[..HEADER_AT].chunks_exact_mut(6).zip(links) {
-        bytes.copy_from_slice(&(link & ON_DISK).to_le_bytes()[..6]);
+    // Whole words, each over the end of the one before, the last into what comes next.
+    for (place, link) in links.iter().enumerate() {
+        block[6 * place..6 * place + 8].copy_from_slice(&(link & ON_DISK).to_le_bytes());
     }
     block[HEADER_AT..].fill(0);
     let extra = RawExtra { birth: U64::new(info.birth), shared_with: U64::new(info.shared_with) };
@@ -215,12 +216,12 @@ pub(crate) fn read(
     if header.level > LEVEL_MAX {
         return Err(Damage::Content);
     }
-    for (link, bytes) in links.iter_mut().zip(block[..HEADER_AT].chunks_exact(6)) {
-        let low = u32::from_le_bytes(bytes[..4].try_into().expect("4 bytes"));
-        let high = u16::from_le_bytes(bytes[4..].try_into().expect("2 bytes"));
-        *link = u64::from(low) | u64::from(high) << 32;
+    for (place, link) in links.iter_mut().enumerate() {
+        // A whole word, of which the upper bytes are the next link's, or come after the last.
+        let word: [u8; 8] = block[6 * place..6 * place + 8].try_into().expect("8 bytes");
+        let raw = u64::from_le_bytes(word) & ((1 << 48) - 1);
         // What is lost can be neither overwritten nor freed.
-        *link |= if *link & ADDRESS == LOST { READ_ONLY } else { 0 };
+        *link = raw | if raw & ADDRESS == LOST { READ_ONLY } else { 0 };
     }
     if header.level > 0 {
         read_stamps(block, links);

@@ -111,6 +111,13 @@ impl Geometry {
             && self.extents + self.extent_count * self.extent_blocks <= self.region_blocks
     }
 
+    /// Blocks that are written in place as long as the store lives, but for the records of disks
+    /// beyond the first 1,024.
+    pub(super) fn fixed_areas(&self) -> [std::ops::Range<u64>; 2] {
+        let records = self.records + 2 * self.record_slots.min(1024);
+        [0..records, self.journal..self.journal + self.journal_blocks]
+    }
+
     /// Which extent a block lies in; `None` for the system area and for blocks past the end.
     pub fn extent_of(&self, block: u64) -> Option<u64> {
         let extent = block.checked_sub(self.extents)? / self.extent_blocks;
@@ -153,10 +160,12 @@ impl Geometry {
     }
 
     /// True if a link may point at `block`: inside an extent and not its bitmap.
+    #[inline]
     pub fn linkable(&self, block: u64) -> bool {
-        self.extent_of(block).is_some_and(|extent| {
-            block - self.extent_start(extent) >= crate::limits::EXTENT_HEAD_BLOCKS
-        })
+        // Extents have a power of two of blocks, which spares a division for each link of a node.
+        let at = block.wrapping_sub(self.extents);
+        let inside = at < self.extent_count * self.extent_blocks;
+        inside && at & self.extent_blocks.wrapping_sub(1) >= crate::limits::EXTENT_HEAD_BLOCKS
     }
 }
 

@@ -9,7 +9,6 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::Seal;
 use crate::format::journal::Touched;
-use crate::journal_scan::{Entry, Replay};
 
 impl Engine {
     /// Reads the journal from its tail on.
@@ -43,14 +42,13 @@ impl Engine {
         if let Some(proof) = recovery.scan.newer.take() {
             return Err(self.superblock_lost(&proof));
         }
-        let scan = std::mem::take(&mut recovery.scan);
+        let mut scan = std::mem::take(&mut recovery.scan);
         (recovery.records, recovery.lsn) = scan.replay();
         if let Some(touched) = scan.rotten_at(recovery.lsn) {
             let lsn = recovery.lsn;
             // RAM may be torn too: by the death of the process in the middle of a copy.
             if self.traits.atomic_4k && !self.traits.atomic_rw {
-                let (entry, check, dropped) = (Entry::Lost(touched), false, false);
-                recovery.records.push(Replay { lsn, entry, check, dropped });
+                recovery.records.push_lost(lsn, touched);
             } else {
                 let text = format!(
                     "journal block {lsn} (block {}), the last one, is torn or rotten: writes that it held are lost, which no later block says were durable",
@@ -72,7 +70,7 @@ impl Engine {
         Error::new(ErrorKind::Corrupt, text)
     }
 
-    fn journal_address(&self, lsn: u64) -> u64 {
+    pub(super) fn journal_address(&self, lsn: u64) -> u64 {
         let g = &self.superblock.geometry;
         g.journal + lsn % g.journal_blocks
     }

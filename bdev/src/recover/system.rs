@@ -12,7 +12,7 @@ use crate::format::disk_record::{self, REAP_LIVE, REAP_NONE, State as RecordStat
 use crate::format::extent::CATALOGUE_ENTRIES;
 use crate::format::pairs::{Amiss, Verdict};
 use crate::format::snapshot_log;
-use crate::format::{Damage, Header, Kind, Side, pick_side, proof_of_later, unseal};
+use crate::format::{Damage, Header, Kind, Side, next_side, pick_side, proof_of_later, unseal};
 use crate::journal_scan::Scan;
 impl Engine {
     /// Opens both copies of the pair whose first copy is at place `at` of lane 0.
@@ -53,6 +53,9 @@ impl Engine {
         if let Some(later) = proof_of_later(&copies, self.superblock.generation) {
             let text = format!("blocks {address} and {} are of point {later}", address + 1);
             recovery.newer.get_or_insert(text);
+        }
+        if kind == Kind::Catalogue {
+            self.space.write_next(index, next_side(&copies, self.superblock.generation));
         }
         let first = self.superblock.geometry.catalogue_pairs * u64::from(kind == Kind::DiskRecord);
         let found = pick_side(copies, self.superblock.generation).and_then(|(side, h)| {
@@ -97,7 +100,7 @@ impl Engine {
         let first = pair * CATALOGUE_ENTRIES;
         let block = self.superblock.geometry.pair_block(pair);
         let text = format!(
-            "the catalogue of extents {first} and up (block {block}) is damaged ({why}); their free blocks are not used"
+            "the catalogue of extents {first} and up (block {block}) is damaged ({why}); nothing is given out of them until it is known what is free"
         );
         self.event(true, text);
     }
@@ -235,7 +238,9 @@ impl Engine {
             self.link_clones();
             self.tell_sealed();
             recovery.scan = Scan::new(&self.superblock);
-            recovery.enter(Stage::Journal);
+            recovery.trees = self.live_trees();
+            let missing = self.space_is_missing();
+            recovery.enter(if missing { Stage::Space } else { Stage::Journal });
             return Ok(true);
         }
         let (address, left) = recovery.logs[slot];
@@ -409,7 +414,7 @@ impl Engine {
 
 /// Which of `count` disks come to one of themselves again if their origins are followed, or to
 /// others that do. Each is looked at once, however long the chains are.
-fn circular(count: usize, origin: impl Fn(usize) -> Option<usize>) -> Vec<bool> {
+pub(crate) fn circular(count: usize, origin: impl Fn(usize) -> Option<usize>) -> Vec<bool> {
     let (mut circular, mut seen_from) = (vec![false; count], vec![usize::MAX; count]);
     for first in 0..count {
         let (mut chain, mut at) = (Vec::new(), Some(first));

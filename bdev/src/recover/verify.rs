@@ -5,7 +5,7 @@ use crate::canary::{Canary, planted};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::format::journal::Record;
-use crate::journal_scan::Entry;
+use crate::replays::Entry;
 
 impl Engine {
     /// Compares the data of unflushed records with their checksums, several at a time.
@@ -21,8 +21,7 @@ impl Engine {
             waiting = true;
         }
         if !waiting {
-            self.stats.dropped_records =
-                recovery.records.iter().filter(|r| r.dropped).count() as u64;
+            self.stats.dropped_records = recovery.records.dropped();
             if planted(Canary::ReplayReversed) {
                 recovery.records.reverse();
             }
@@ -39,8 +38,8 @@ impl Engine {
             l.crc = crc32c::crc32c_append(l.crc, recovery.block(lane, i));
         }
         l.done += l.count as u64;
-        let Entry::Record(Record::Write { pba, len, crc, .. }) = recovery.records[l.record].entry
-        else {
+        let entry = recovery.records.get(l.record).map(|r| r.entry);
+        let Some(Entry::Record(Record::Write { pba, len, crc, .. })) = entry else {
             unreachable!("only writes are verified")
         };
         recovery.lanes[lane] = l;
@@ -49,7 +48,9 @@ impl Engine {
             self.recover_read(recovery, lane, pba + l.done, count as usize);
             return;
         }
-        recovery.records[l.record].dropped = l.crc != crc && !planted(Canary::DataUnchecked);
+        if l.crc != crc && !planted(Canary::DataUnchecked) {
+            recovery.records.drop_record(l.record);
+        }
         recovery.lanes[lane].verifying = false;
     }
 

@@ -11,17 +11,41 @@
 //! `disk` (what the next checkpoint writes). Only the checkpoint changes `disk`, from the lists of
 //! what was allocated and freed before its freeze.
 
+mod index;
+
+use self::index::{Index, Room};
 use crate::format::extent::{self, BITMAP_WORDS, CATALOGUE_ENTRIES, Entry, ExtentType};
 use crate::format::superblock::Geometry;
 use crate::format::{Block, Damage};
 use crate::limits::EXTENT_HEAD_BLOCKS;
 use crate::types::Uuid;
 
+pub(crate) mod rebuild;
+
 /// What a block is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Use {
     Data = 0,
     Metadata = 1,
+}
+
+impl Use {
+    /// What an extent for it is called.
+    fn extent(self) -> ExtentType {
+        match self {
+            Use::Data => ExtentType::Data,
+            Use::Metadata => ExtentType::Metadata,
+        }
+    }
+
+    /// Where it is looked for, the best first.
+    fn rooms(self) -> [Room; 5] {
+        use Room::{Fresh, RoomyData, RoomyMetadata, SomeData, SomeMetadata};
+        match self {
+            Use::Data => [RoomyData, Fresh, SomeData, RoomyMetadata, SomeMetadata],
+            Use::Metadata => [RoomyMetadata, Fresh, SomeMetadata, RoomyData, SomeData],
+        }
+    }
 }
 
 /// Answer of the allocator.
@@ -58,6 +82,8 @@ pub(crate) struct Space {
     entries: Vec<Entry>,
     /// Blocks of each extent that can be given out.
     avail: Vec<u32>,
+    /// Those with any, by kind and by how many; kept by [`Space::set_avail`].
+    index: Index,
     maps: Vec<Option<Box<Bitmaps>>>,
     /// Memory for extents still to be loaded, so that a request that opens one allocates nothing.
     spare: Vec<Box<Bitmaps>>,
@@ -65,6 +91,9 @@ pub(crate) struct Space {
     unloaded: usize,
     /// Extents whose bitmap is damaged: nothing is given out of them or taken back.
     sealed: Vec<bool>,
+    /// Extents of which it is not known which copy of the bitmap counted: one may be of the very
+    /// point that is to be written, left by a recovery that was cut off. So both are written.
+    doubtful: Vec<bool>,
     current: [Option<usize>; 2],
     cursor: [usize; 2],
     /// Sum of `avail`.
@@ -86,10 +115,12 @@ impl Space {
             geometry,
             entries: vec![Entry::default(); count],
             avail: vec![0; count],
+            index: Index::new(count),
             maps: (0..count).map(|_| None).collect(),
             spare: (0..count.min(SPARE_START)).map(|_| Box::new(Bitmaps::EMPTY)).collect(),
             unloaded: count,
             sealed: vec![false; count],
+            doubtful: vec![false; count],
             current: [None; 2],
             cursor: [0; 2],
             free: 0,
@@ -113,9 +144,8 @@ impl Space {
         extent::read_entries(block, &mut self.entries[listed.clone()], max)?;
         for i in listed {
             let lawful = self.entries[i].bitmap != 0 || self.entries[i].free == max;
-            self.avail[i] = if lawful { self.entries[i].free } else { 0 };
+            self.set_avail(i, if lawful { self.entries[i].free } else { 0 });
             self.sealed[i] = !lawful;
-            self.free += u64::from(self.avail[i]);
         }
         self.catalogue[pair] = (side, rewrite);
         Ok(())
@@ -129,7 +159,44 @@ impl Space {
     /// Gives nothing out of the extent any more, nor takes anything back.
     pub fn seal(&mut self, extent: usize) {
         self.sealed[extent] = true;
-        self.free -= u64::from(std::mem::take(&mut self.avail[extent]));
+        self.set_avail(extent, 0);
+    }
+
+    /// Where the index has an extent that now has `avail` free blocks.
+    fn room(&self, extent: usize, avail: u32) -> Option<Room> {
+        let roomy = self.roomy(avail);
+        match self.entries[extent].kind {
+            _ if avail == 0 => None,
+            ExtentType::Free => Some(Room::Fresh),
+            ExtentType::Data if roomy => Some(Room::RoomyData),
+            ExtentType::Data => Some(Room::SomeData),
+            ExtentType::Metadata if roomy => Some(Room::RoomyMetadata),
+            ExtentType::Metadata => Some(Room::SomeMetadata),
+        }
+    }
+
+    /// True of an extent with this many free blocks, if it is to be preferred.
+    fn roomy(&self, avail: u32) -> bool {
+        u64::from(avail) >= self.geometry.extent_blocks / 4
+    }
+
+    #[inline]
+    fn set_avail(&mut self, extent: usize, avail: u32) {
+        let old = std::mem::replace(&mut self.avail[extent], avail);
+        self.free = self.free - u64::from(old) + u64::from(avail);
+        // Hardly ever: most are given out one after the other, far from both ends.
+        if (old == 0) != (avail == 0) || self.roomy(old) != self.roomy(avail) {
+            self.index.change(extent, self.room(extent, old), self.room(extent, avail));
+        }
+    }
+
+    /// An extent that was never used gets what it is for.
+    fn dedicate(&mut self, extent: usize, kind: ExtentType) {
+        if self.entries[extent].kind == ExtentType::Free {
+            let before = self.room(extent, self.avail[extent]);
+            self.entries[extent].kind = kind;
+            self.index.change(extent, before, self.room(extent, self.avail[extent]));
+        }
     }
 
     /// True once the extent's bitmaps are in RAM (or never will be).
@@ -255,35 +322,24 @@ impl Space {
             len += 1;
         }
         self.cursor[kind as usize] = at + len;
-        self.avail[extent] -= len as u32;
-        self.free -= len as u64;
-        if self.entries[extent].kind == ExtentType::Free {
-            self.entries[extent].kind = match kind {
-                Use::Data => ExtentType::Data,
-                Use::Metadata => ExtentType::Metadata,
-            };
-        }
+        self.dedicate(extent, kind.extent());
+        self.set_avail(extent, self.avail[extent] - len as u32);
         Some((at, len as u64))
     }
 
     /// Two neighbouring blocks; in extents of `kind` if there are any. `Grant::Full`: all that is
     /// free are single blocks.
     pub fn allocate_pair(&mut self, kind: Use) -> Grant {
-        let same = match kind {
-            Use::Data => ExtentType::Data,
-            Use::Metadata => ExtentType::Metadata,
-        };
         let mut unloaded = None;
-        for wanted in [true, false] {
-            for extent in 0..self.entries.len() {
-                if self.avail[extent] < 2 || (self.entries[extent].kind == same) != wanted {
-                    continue;
-                }
+        for room in kind.rooms() {
+            let mut from = 0;
+            while let Some(extent) = self.index.next(room, from) {
+                from = extent + 1;
                 if !self.loaded(extent) && !self.load_fresh(extent) {
                     unloaded = unloaded.or(Some(extent));
                     continue;
                 }
-                if let Some(at) = self.take_pair(extent, same) {
+                if let Some(at) = self.take_pair(extent, kind.extent()) {
                     return Grant::Run(self.geometry.extent_start(extent as u64) + at as u64, 2);
                 }
             }
@@ -306,44 +362,30 @@ impl Space {
         for bit in [at, at + 1] {
             map.busy[bit / 64] |= 1 << (bit % 64);
         }
-        self.avail[extent] -= 2;
-        self.free -= 2;
-        if self.entries[extent].kind == ExtentType::Free {
-            self.entries[extent].kind = kind;
-        }
+        self.dedicate(extent, kind);
+        self.set_avail(extent, self.avail[extent] - 2);
         Some(at)
     }
 
     /// The extent to allocate from next: one of the right kind with room, else a fresh one, else
     /// one of the right kind with anything, else any.
     fn choose(&self, kind: Use) -> Option<usize> {
-        let same = match kind {
-            Use::Data => ExtentType::Data,
-            Use::Metadata => ExtentType::Metadata,
-        };
-        let roomy = (self.geometry.extent_blocks / 4) as u32;
-        let mut best: Option<(u8, usize)> = None;
-        for (extent, (&avail, entry)) in self.avail.iter().zip(&self.entries).enumerate() {
-            if avail == 0 || self.current.contains(&Some(extent)) {
-                continue;
-            }
-            let rank = match entry.kind {
-                k if k == same && avail >= roomy => 0,
-                ExtentType::Free => 1,
-                k if k == same => 2,
-                _ => 3,
-            };
-            if best.is_none_or(|(found, _)| rank < found) {
-                best = Some((rank, extent));
-            }
-            if rank == 0 {
-                break;
-            }
-        }
-        // The other kind's current extent is the very last resort.
-        best.map(|(_, extent)| extent).or_else(|| {
+        kind.rooms().into_iter().find_map(|room| self.first_idle(room)).or_else(|| {
+            // The other kind's current extent is the very last resort.
             self.current.iter().flatten().copied().find(|&extent| self.avail[extent] > 0)
         })
+    }
+
+    /// The first extent of a room that nothing is being allocated from.
+    fn first_idle(&self, room: Room) -> Option<usize> {
+        let mut from = 0;
+        while let Some(extent) = self.index.next(room, from) {
+            if !self.current.contains(&Some(extent)) {
+                return Some(extent);
+            }
+            from = extent + 1;
+        }
+        None
     }
 
     /// Gives back blocks that were allocated, or whose freeing has been committed.
@@ -363,8 +405,7 @@ impl Space {
             }
             map.busy[at / 64] &= !(1 << (at % 64));
             if !self.sealed[extent] {
-                self.avail[extent] += 1;
-                self.free += 1;
+                self.set_avail(extent, self.avail[extent] + 1);
             }
         }
     }
@@ -378,8 +419,7 @@ impl Space {
             return false;
         }
         map.busy[at / 64] |= 1 << (at % 64);
-        self.avail[extent] -= 1;
-        self.free -= 1;
+        self.set_avail(extent, self.avail[extent] - 1);
         true
     }
 
@@ -433,7 +473,7 @@ impl Space {
         self.catalogue[pair].1 = true;
     }
 
-    /// Checkpoint: writes the bitmap of a dirty extent into `block`; returns its address.
+    /// Checkpoint: writes the bitmap of the last dirty extent into `block`; returns its address.
     pub fn write_bitmap(
         &mut self,
         extent: usize,
@@ -444,7 +484,11 @@ impl Space {
     ) -> u64 {
         let words = (self.geometry.extent_blocks / 64) as usize;
         let map = self.maps[extent].as_mut().expect("a dirty extent is loaded");
-        assert!(std::mem::take(&mut map.dirty));
+        assert!(map.dirty && self.dirty.last() == Some(&extent));
+        map.dirty = std::mem::take(&mut self.doubtful[extent]);
+        if !map.dirty {
+            self.dirty.pop();
+        }
         map.side = 1 - map.side;
         let address = self.geometry.extent_start(extent as u64) + map.side as u64;
         let bits = &map.disk[..words];

@@ -2,6 +2,7 @@
 
 use super::{FRONT, Store};
 use lamina_bdev::check::FindingKind;
+use lamina_bdev::{BLOCK_SIZE, Event};
 
 /// What comes of opening.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,4 +69,27 @@ pub fn both(store: &mut Store, pair: u64, change: impl Fn(&mut [u8])) {
 
 pub fn past_end(store: &Store) -> u64 {
     store.sb(64) + 5
+}
+
+impl Case {
+    /// Of the blocks that the log names, one must have been damaged, or be the other of its pair.
+    pub fn assert_named(&self, events: &[Event], store: &Store, whole: &Store) {
+        // Other damage shows where it leads to.
+        if !["journal: ", "pair: the newer"].iter().any(|kind| self.name.starts_with(kind)) {
+            return;
+        }
+        let texts: Vec<&str> = events.iter().map(|event| event.text.as_str()).collect();
+        let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+        let after = |text: &&str| -> Vec<u64> {
+            text.replace("blocks ", "block ").split("block ").skip(1).filter_map(number).collect()
+        };
+        let named: Vec<u64> = texts.iter().flat_map(after).collect();
+        let blocks = (store.at(0)..store.disk.len()).step_by(BLOCK_SIZE);
+        let damaged = blocks
+            .zip(0u64..)
+            .filter(|&(at, _)| store.disk[at..at + BLOCK_SIZE] != whole.disk[at..at + BLOCK_SIZE]);
+        let damaged: Vec<u64> = damaged.map(|(_, block)| block).collect();
+        let hit = named.iter().any(|named| damaged.iter().any(|block| named.abs_diff(*block) <= 1));
+        assert!(hit || named.is_empty(), "{damaged:?} are damaged, and the log says {texts:?}");
+    }
 }

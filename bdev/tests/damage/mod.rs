@@ -164,7 +164,7 @@ impl Store {
         Store { disk: image, before, label: rig.label, traits, due }
     }
 
-    fn at(&self, block: u64) -> usize {
+    pub fn at(&self, block: u64) -> usize {
         self.label.first_region as usize + block as usize * BLOCK_SIZE
     }
 

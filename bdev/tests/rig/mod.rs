@@ -166,13 +166,26 @@ impl Rig {
         Rig::open(image, label, traits, power)
     }
 
+    /// A fresh store, opened, for as many requests at a time.
+    pub fn with_slots(bytes: usize, traits: BaseTraits, slots: usize) -> Rig {
+        let (image, label) = formatted(bytes);
+        let mut rig = Rig::opening(image, label, traits, false);
+        rig.config.slots = slots;
+        rig.engine = Engine::open(rig.config, traits, &label, 0);
+        rig.opened()
+    }
+
     pub fn open(image: Vec<u8>, label: StoreLabel, traits: BaseTraits, power: bool) -> Rig {
-        let mut rig = Rig::opening(image, label, traits, power);
+        Rig::opening(image, label, traits, power).opened()
+    }
+
+    fn opened(mut self) -> Rig {
+        let rig = &mut self;
         while rig.engine.state() == EngineState::Opening {
             rig.turn();
         }
         assert_eq!(rig.engine.state(), EngineState::Ready, "{:?}", rig.engine.open_error());
-        rig
+        self
     }
 
     /// An engine that has not begun to read yet.

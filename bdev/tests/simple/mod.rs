@@ -35,6 +35,8 @@ pub struct Rig {
     pub label: StoreLabel,
     pub traits: BaseTraits,
     pub cookie: u64,
+    /// Operations that the base still does; from then on it answers nothing.
+    pub left: u64,
 }
 
 pub const RAM: BaseTraits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
@@ -60,11 +62,16 @@ impl Rig {
         Rig::open(disk, label, traits)
     }
 
-    pub fn open(disk: Vec<u8>, label: StoreLabel, traits: BaseTraits) -> Rig {
+    /// Begins to open a store; [`Rig::turn`] takes it on.
+    pub fn start(disk: Vec<u8>, label: StoreLabel, traits: BaseTraits) -> Rig {
         let config = Config { slots: 64, cache_bytes: 1 << 20 };
         let engine = Engine::open(config, traits, &label, 0);
         let first = label.first_region as usize;
-        let mut rig = Rig { engine, disk, first, now: 0, label, traits, cookie: 0 };
+        Rig { engine, disk, first, now: 0, label, traits, cookie: 0, left: u64::MAX }
+    }
+
+    pub fn open(disk: Vec<u8>, label: StoreLabel, traits: BaseTraits) -> Rig {
+        let mut rig = Rig::start(disk, label, traits);
         while rig.engine.state() == EngineState::Opening {
             rig.turn();
         }
@@ -92,7 +99,10 @@ impl Rig {
         self.now += 1000;
         self.engine.tick(self.now);
         let mut segs = Vec::new();
-        while let Some(io) = self.engine.next_io() {
+        while self.left > 0
+            && let Some(io) = self.engine.next_io()
+        {
+            self.left -= 1;
             self.engine.gather(&io, &mut segs);
             let mut at = self.first + io.offset as usize;
             for seg in &segs {
