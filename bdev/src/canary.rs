@@ -70,6 +70,8 @@ canaries! {
     CloneUncounted: "clones are not counted after a restart",
     TrimForgotten: "a shrink leaves behind what it cuts off",
     OldBytes: "a partial write to a hole leaves old memory around it",
+    StarvedSkipped: "a consistency point goes on although metadata found no space",
+    StarvedForgotten: "metadata that found no space is not tried again",
     WriteErrorIgnored: "a write whose data could not be written succeeds",
 }
 

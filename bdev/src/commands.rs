@@ -85,7 +85,7 @@ impl Engine {
             Command::Hold => self.start_hold(cookie),
             Command::Unhold => self.end_hold(cookie),
             _ if self.failed.is_some() => self.refuse(cookie),
-            other => self.commands.push_back((cookie, other)),
+            other => self.wait_for_point(cookie, other),
         }
     }
 
@@ -224,8 +224,7 @@ impl Engine {
             return self.finish(index, Status::IoError);
         }
         if !self.journal_has_room() {
-            self.checkpoint.urgent = true;
-            return self.park(index);
+            return self.wait_for_journal(index);
         }
         // Its place in the log must be sure before it is promised.
         let short = self.space.free < self.reserve_of_overwrites();
@@ -307,10 +306,13 @@ impl Engine {
     }
 
     fn start_resize(&mut self, cookie: u64, id: DiskId, size: u64) {
+        if self.failed.is_some() {
+            return self.refuse(cookie);
+        }
         let checked = checked_size(size).and_then(|size| {
             let disk = self.live(id)?;
             disk.whole(None)?;
-            if disk.resizing {
+            if disk.resizing && self.failed.is_none() {
                 let text = format!("disk {} is being resized already", disk.name);
                 return Err(error(ErrorKind::Busy, text));
             }
@@ -323,9 +325,6 @@ impl Engine {
                 return;
             }
         };
-        if self.failed.is_some() {
-            return self.refuse(cookie);
-        }
         let disk = self.live_mut(id).expect("checked");
         disk.resizing = true;
         let shrinks = size < old && !planted(Canary::TrimForgotten);
@@ -505,7 +504,7 @@ impl Engine {
         };
         let free = self.disks.iter().enumerate().find_map(unused);
         let slot = free.unwrap_or(self.disks.len());
-        if slot as u64 >= self.superblock.geometry.record_slots {
+        if slot as u64 >= self.record_slots() {
             let text = format!("all {slot} disk records are in use: delete a disk first");
             return Err(error(ErrorKind::NoSpace, text));
         }

@@ -6,8 +6,8 @@ use crate::background::hold::Hold;
 use crate::background::walker::Walker;
 use crate::base_io::{BaseIo, BaseOp, BaseTraits};
 use crate::commands::{PendingSnapshot, Resize};
-use crate::control::{Command, CommandDone, DiskInfo, SnapInfo, SpaceUsage, StoreInfo};
-use crate::disk::{Disk, Root, Snap, Traffic};
+use crate::control::{Command, CommandDone, SpaceUsage, StoreInfo};
+use crate::disk::{Disk, Root, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
@@ -20,6 +20,7 @@ use crate::page::{Pages, pieces};
 use crate::pipeline::checkpoint::Checkpoint;
 use crate::pipeline::flush::Flush;
 use crate::pipeline::journal::Journal;
+use crate::pipeline::starved::Starved;
 use crate::recover::Recovery;
 use crate::request::{Done, Op as Verb, Request, Seg};
 use crate::ring::Ring;
@@ -27,7 +28,7 @@ use crate::slots::{Kind, List, Slots, Stage};
 use crate::space::Space;
 use crate::stats::Stats;
 use crate::status::{BaseError, Status};
-use crate::types::{BLOCK_SIZE, DiskId, Handle, SECTOR_SIZE, SnapId, SnapRef, Tag, Uuid};
+use crate::types::{BLOCK_SIZE, DiskId, Handle, SECTOR_SIZE, Tag, Uuid};
 use std::collections::VecDeque;
 
 /// Sizes that are fixed when an engine is made.
@@ -147,6 +148,7 @@ pub struct Engine {
     pub(crate) journal: Journal,
     pub(crate) flush: Flush,
     pub(crate) checkpoint: Checkpoint,
+    pub(crate) starved: Starved,
     /// By [`crate::background::walker::REAPER`] and its kind.
     pub(crate) walkers: [Walker; 2],
     pub(crate) diffs: Diffs,
@@ -219,6 +221,7 @@ impl Engine {
             journal: Journal::new(journal_pages),
             flush: Flush::default(),
             checkpoint: Checkpoint::new(nodes),
+            starved: Starved::new(),
             walkers: [Walker::new(), Walker::new()],
             diffs: Diffs::default(),
             hold: Hold::new(),
@@ -269,6 +272,7 @@ impl Engine {
             return false;
         }
         let Some(index) = self.slots.take(true) else { return false };
+        self.checkpoint.requests += 1;
         let op = &mut self.slots[index];
         op.cookie = request.cookie;
         op.offset = request.offset;
@@ -295,7 +299,8 @@ impl Engine {
         true
     }
 
-    fn check(&self, request: &Request, segs: &[Seg]) -> Result<Attached, Status> {
+    #[inline]
+    pub(crate) fn check(&self, request: &Request, segs: &[Seg]) -> Result<Attached, Status> {
         let target = self.attached(request.handle).ok_or(Status::Detached)?;
         if segs.len() > SEGS_MAX {
             return Err(Status::Invalid);
@@ -340,36 +345,42 @@ impl Engine {
         self.disks[target.disk as usize].as_ref().map_or(0, |disk| disk.size)
     }
 
+    /// Counts a request that has ended well.
+    #[inline]
+    pub(crate) fn count_done(&mut self, kind: Kind, tree: u32, disk: u32, len: u64) {
+        let mut idle = Traffic::default();
+        let found = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
+        let traffic = found.filter(|_| tree < VIEW_TREES).map_or(&mut idle, |d| &mut d.traffic);
+        match kind {
+            Kind::Read => {
+                self.stats.reads += 1;
+                self.stats.read_bytes += len;
+                traffic.reads += 1;
+                traffic.read_bytes += len;
+            }
+            Kind::Write => {
+                self.stats.writes += 1;
+                self.stats.write_bytes += len;
+                traffic.writes += 1;
+                traffic.write_bytes += len;
+            }
+            Kind::Discard | Kind::WriteZeroes => {
+                self.stats.discards += 1;
+                traffic.discards += 1;
+                traffic.discard_bytes += len;
+            }
+            Kind::Flush => self.stats.flushes += 1,
+            Kind::Trim | Kind::Snapshot => {}
+        }
+    }
+
     /// Ends an operation and answers its request.
     pub(crate) fn finish(&mut self, index: u32, status: Status) {
         let op = &self.slots[index];
-        let (kind, cookie, len, disk) = (op.kind, op.cookie, op.len, op.disk);
-        let live = op.tree < VIEW_TREES;
+        let (kind, cookie) = (op.kind, op.cookie);
         if status == Status::Ok {
-            let mut idle = Traffic::default();
-            let found = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
-            let traffic = found.filter(|_| live).map_or(&mut idle, |d| &mut d.traffic);
-            match kind {
-                Kind::Read => {
-                    self.stats.reads += 1;
-                    self.stats.read_bytes += len;
-                    traffic.reads += 1;
-                    traffic.read_bytes += len;
-                }
-                Kind::Write => {
-                    self.stats.writes += 1;
-                    self.stats.write_bytes += len;
-                    traffic.writes += 1;
-                    traffic.write_bytes += len;
-                }
-                Kind::Discard | Kind::WriteZeroes => {
-                    self.stats.discards += 1;
-                    traffic.discards += 1;
-                    traffic.discard_bytes += len;
-                }
-                Kind::Flush => self.stats.flushes += 1,
-                Kind::Trim | Kind::Snapshot => {}
-            }
+            let (tree, disk, len) = (op.tree, op.disk, op.len);
+            self.count_done(kind, tree, disk, len);
         }
         self.slots.give(index);
         match kind {
@@ -426,6 +437,7 @@ impl Engine {
             self.retry_commands();
         }
         self.journal_close_batch();
+        self.retry_starved();
         self.checkpoint_step();
         self.diff_step();
         self.hold_step();
@@ -494,63 +506,8 @@ impl Engine {
 
     /// When a tick is wanted although nothing happens, in the clock of `tick`.
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.checkpoint_deadline()
-    }
-
-    /// All disks, by slot.
-    pub fn disks(&self) -> Vec<DiskInfo> {
-        let listed = self.disks.iter().enumerate();
-        listed
-            .filter_map(|(id, disk)| Some((DiskId(id as u32), disk.as_ref()?)))
-            .filter(|(_, disk)| !disk.deleting)
-            .map(|(id, disk)| DiskInfo {
-                id,
-                name: disk.name,
-                uuid: disk.uuid,
-                size: disk.size,
-                mapped_blocks: disk.mapped,
-                created: disk.created,
-                origin: disk
-                    .origin
-                    .filter(|_| !disk.adopted)
-                    .map(|(disk, snap)| SnapRef { disk: DiskId(disk), snap: SnapId(snap) }),
-                snapshots: disk.snaps.iter().filter(|s| !s.dying).count() as u64,
-                attached: disk.attached,
-                blob: disk.blob.clone(),
-                claims: disk.claims.clone(),
-            })
-            .collect()
-    }
-
-    /// The snapshots of a disk, oldest first.
-    pub fn snapshots(&self, disk: DiskId) -> Vec<SnapInfo> {
-        let Some(found) = self.disks.get(disk.0 as usize).and_then(|d| d.as_ref()) else {
-            return Vec::new();
-        };
-        found
-            .snaps
-            .iter()
-            .filter(|s| !s.dying && !found.deleting)
-            .map(|s| SnapInfo {
-                snap: SnapRef { disk, snap: SnapId(s.id) },
-                uuid: s.uuid,
-                label: s.label,
-                time: s.time,
-                size: s.size,
-                mapped_blocks: s.mapped,
-                clones: self.clones_of(disk, s),
-                attached: s.attached,
-            })
-            .collect()
-    }
-
-    /// Disks that were made from the snapshot (those it has inherited from a deleted one excepted).
-    fn clones_of(&self, disk: DiskId, snap: &Snap) -> u32 {
-        if snap.clones == 0 {
-            return 0;
-        }
-        let clones = self.disks.iter().flatten().filter(|d| !d.deleting && !d.adopted);
-        clones.filter(|d| d.origin == Some((disk.0, snap.id))).count() as u32
+        let retry = self.starved.deadline_ns();
+        [self.checkpoint_deadline(), retry].into_iter().flatten().min()
     }
 
     /// Traffic of a live disk since the engine was made.

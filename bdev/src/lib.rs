@@ -16,12 +16,14 @@ pub mod error;
 mod format;
 mod journal_scan;
 pub mod limits;
+mod listing;
 mod map;
 mod notes;
 mod page;
 mod pipeline;
 mod recover;
 mod replay;
+mod replays;
 pub mod request;
 mod ring;
 mod slots;
@@ -33,11 +35,12 @@ pub mod types;
 pub use base_io::{BaseIo, BaseOp, BaseTraits};
 pub use control::*;
 pub use disk::Traffic;
+pub use disk::at_once::AtOnce;
 pub use engine::{Config, Engine, EngineState, Event};
 pub use error::{Error, ErrorKind};
 pub use format::FORMAT_VERSION;
 pub use format::label::{
-    FormatParams, FormatWrite, LABEL_BYTES, StoreLabel, format_plan, read_label,
+    FormatParams, FormatWrite, LABEL_BYTES, StoreLabel, fixed_areas, format_plan, read_label,
 };
 pub use request::{Done, Op, Request, Seg};
 pub use stats::Stats;

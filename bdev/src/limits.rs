@@ -30,10 +30,16 @@ pub const JOURNAL_WINDOW: usize = 16;
 pub const CHUNK_BLOCKS: usize = 32;
 /// Buffers of the checkpoint writer.
 pub const CHUNKS: usize = 8;
-/// Nodes a checkpoint serializes in one turn.
-pub const CHECKPOINT_NODES_TURN: usize = 16;
-/// Entries of the allocation and free lists a checkpoint takes in one turn.
-pub const CHECKPOINT_BITS_TURN: usize = 512;
+/// Steps a checkpoint takes in one turn if nothing else is to be done, or if somebody waits for it.
+pub const CHECKPOINT_STEPS_TURN: usize = 16;
+/// Requests of a turn for each step it takes beside them.
+pub const REQUESTS_A_STEP: usize = 8;
+/// Turns without a request after which a checkpoint has the shard to itself.
+pub const QUIET_TURNS: u32 = 64;
+/// Blocks that one step enters into bitmaps, or gives back: about as long as one node takes.
+pub const CHECKPOINT_BITS_STEP: u64 = 64;
+/// Dropped blocks that one step settles.
+pub const CHECKPOINT_SETTLED_STEP: usize = 16;
 /// Node reads the reaper may do within one checkpoint.
 pub const REAP_READS_CHECKPOINT: usize = 512;
 /// Single-block metadata writes a checkpoint keeps in flight.
@@ -64,6 +70,9 @@ pub const EXTENT_BLOCKS_MAX: u64 = 16384;
 pub const EXTENT_BLOCKS_MIN: u64 = 256;
 /// Extents a shard may have (64 TiB).
 pub const EXTENTS_MAX: u64 = 1 << 20;
+/// Catalogue pairs (of 15.75 GiB) of a shard that finds out what is in use each time it opens and
+/// does not know; a larger one only if it is short of space.
+pub const REBUILD_PAIRS_MAX: u64 = 8;
 /// Blocks at the head of an extent: two copies of its bitmap.
 pub const EXTENT_HEAD_BLOCKS: u64 = 2;
 /// Disk records a shard may have.
@@ -78,6 +87,8 @@ pub const ATTACHMENTS_MAX: usize = 65_535;
 pub const REGION_BYTES_MIN: u64 = 16 << 20;
 /// Most shards of a store.
 pub const SHARDS_MAX: u32 = 256;
+/// Nanoseconds between two tries of a metadata write for which the base has no space.
+pub const STARVED_RETRY_NS: u64 = 250_000_000;
 /// Nanoseconds after which a dirty shard makes a consistency point anyway.
 pub const CHECKPOINT_INTERVAL_NS: u64 = 5_000_000_000;
 

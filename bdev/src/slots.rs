@@ -144,6 +144,22 @@ impl Op {
     }
 }
 
+impl Op {
+    /// For a new operation. What `give` asserts, what `submit` sets and the runs, of which
+    /// `run_count` count, are as they were.
+    fn begin(&mut self) {
+        self.stage = Stage::Locate;
+        (self.tree, self.disk) = (0, 0);
+        (self.offset, self.len, self.done) = (0, 0, 0);
+        (self.kind, self.cookie, self.fua) = (Kind::Read, 0, false);
+        self.status = Status::Ok;
+        (self.run_count, self.issued, self.part_bytes) = (0, 0, 0);
+        (self.first, self.count, self.inner, self.leaf_index) = (0, 0, 0, 0);
+        (self.in_place, self.partial) = (false, false);
+        (self.lane, self.epoch, self.parked_at, self.seg_count) = (0, 0, 0, 0);
+    }
+}
+
 /// First and last op of a waiting list.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
@@ -205,8 +221,7 @@ impl Slots {
         let index = if guest { self.free_guest.pop()? } else { self.free_internal.pop()? };
         let op = &mut self.ops[index as usize];
         assert_eq!(op.stage, Stage::Free);
-        let generation = op.generation;
-        *op = Op { generation, stage: Stage::Locate, ..Op::free() };
+        op.begin();
         Some(index)
     }
 

@@ -14,7 +14,7 @@
 //!
 //! It reads attached snapshots only. Those cannot be deleted, so their trees do not change and
 //! their addresses are not used for anything else while a list is being made: what the walker has
-//! in its buffers is right until then, and is forgotten before the next list.
+//! in its buffers is right until then, and is forgotten when the list is done.
 //!
 //! One list at a time is made, a few steps a turn; the others wait.
 
@@ -139,6 +139,8 @@ impl Engine {
                 }
                 Err(error) => Err(error),
             };
+            // From now on the snapshots may be deleted.
+            self.walkers[DIFF].forget();
             self.replies.push_back((diff.cookie, outcome));
         }
     }
@@ -156,7 +158,6 @@ impl Engine {
                 self.diffs.waiting = true;
                 return Ok(None);
             }
-            self.walkers[DIFF].forget();
             self.walkers[DIFF].reads = 0;
             diff.started = true;
         }

@@ -10,7 +10,7 @@ use crate::disk::versions::Neighbours;
 use crate::engine::Engine;
 use crate::format::disk_record::REAP_NONE;
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS};
+use crate::limits::{CHECKPOINT_SETTLED_STEP, LEVEL_BITS, LINKS};
 use crate::pipeline::checkpoint::{Dropped, Step, Undecided};
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ impl Engine {
     }
 
     pub(crate) fn undecided_step(&mut self) -> Step {
-        for _ in 0..64 {
+        for _ in 0..CHECKPOINT_SETTLED_STEP {
             let Some(&entry) = self.checkpoint.old_undecided.get(self.checkpoint.cursor) else {
                 return Step::Done;
             };

@@ -6,7 +6,8 @@
 //!
 //! Walkers read past the node cache, so that a walk over a whole disk evicts nothing. There are
 //! two, with a few buffers each: one for the consistency point and its reaper, one for
-//! changed-block lists.
+//! changed-block lists. A read may come back late, after its walk has ended: the block may have
+//! been freed and used again by then, which is no damage.
 
 use crate::base_io::BaseOp;
 use crate::disk::Root;
@@ -27,9 +28,23 @@ const BUFFERS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Buffer {
     Empty,
-    Loading { node: NodeRef, level: u8, index: u64, page: PageId },
-    Node { address: u64, generation: u64, used: u64 },
-    Damaged { address: u64, used: u64 },
+    /// `late`: the block may have become something else since the read was asked for.
+    Loading {
+        node: NodeRef,
+        level: u8,
+        index: u64,
+        page: PageId,
+        late: bool,
+    },
+    Node {
+        address: u64,
+        generation: u64,
+        used: u64,
+    },
+    Damaged {
+        address: u64,
+        used: u64,
+    },
 }
 
 /// Reads immutable nodes by address.
@@ -63,11 +78,15 @@ impl Walker {
         }
     }
 
-    /// Addresses may be reused from here on.
+    /// Addresses may be reused from here on. What a read under way then brings says nothing: it is
+    /// thrown away, and asked for again if it is still wanted.
     pub fn forget(&mut self) {
         for state in &mut self.state {
-            if !matches!(state, Buffer::Loading { .. }) {
-                *state = Buffer::Empty;
+            match state {
+                Buffer::Loading { late, .. } => *late = true,
+                Buffer::Empty | Buffer::Node { .. } | Buffer::Damaged { .. } => {
+                    *state = Buffer::Empty;
+                }
             }
         }
     }
@@ -124,7 +143,7 @@ impl Engine {
         }
         let Some(page) = self.pages.take_above(self.page_reserve) else { return Walk::Wait };
         let at = victim.expect("there are buffers");
-        self.walkers[which].state[at] = Buffer::Loading { node, level, index, page };
+        self.walkers[which].state[at] = Buffer::Loading { node, level, index, page, late: false };
         self.walkers[which].reads += 1;
         let addr = self.pages.addr(page);
         self.issue(tag(Class::Walk, which as u32, at as u32), BaseOp::Read, address, addr, 4096);
@@ -133,12 +152,14 @@ impl Engine {
 
     pub(crate) fn walk_read_done(&mut self, which: usize, at: u32, result: Result<(), BaseError>) {
         let at = at as usize;
-        let Buffer::Loading { node, level, index, page } = self.walkers[which].state[at] else {
+        let Buffer::Loading { node, level, index, page, late } = self.walkers[which].state[at]
+        else {
             panic!("a walk read completed that was never started")
         };
         let address = node.address;
         let used = self.walkers[which].clock;
         self.walkers[which].state[at] = match result {
+            _ if late => Buffer::Empty,
             // Tried again when it is wanted again, but not for ever.
             Err(_) => {
                 self.walkers[which].errors += 1;

@@ -120,6 +120,11 @@ impl Engine {
         }
         let ready = room && self.journal_has_room() && self.checkpoint_has_room();
         if !ready || !self.cache.promise(self.cache_reserve()) {
+            if self.starved.waits() {
+                self.release_leaf(index);
+                self.finish(index, Status::NoSpace);
+                return false;
+            }
             self.checkpoint.urgent = true;
             self.unlock_and_park(index);
             return false;

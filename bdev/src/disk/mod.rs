@@ -4,6 +4,7 @@
 //! knows the epoch it was born in; it is shared exactly if some snapshot from that epoch on still
 //! exists. So taking a snapshot touches no node, and deleting one makes nodes writable again.
 
+pub(crate) mod at_once;
 pub(crate) mod discard;
 pub(crate) mod read;
 pub(crate) mod versions;

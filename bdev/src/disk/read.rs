@@ -2,6 +2,7 @@
 //! request's memory, answer holes with zeros.
 
 use crate::base_io::{BaseIo, BaseOp};
+use crate::disk::at_once::run_of;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::node;
 use crate::limits::{LEVEL_BITS, LINKS, READ_WINDOW};
@@ -144,27 +145,15 @@ impl Engine {
                 return;
             }
             let from = u32::from(op.inner) + op.issued;
-            let links = &self.cache.links[op.leaf as usize][op.first as usize..];
-            let (mut block, skip) = (from as usize / BLOCK_SIZE, from as usize % BLOCK_SIZE);
-            let start = links[block] & node::ADDRESS;
+            let (block, skip) = (from as usize / BLOCK_SIZE, from as usize % BLOCK_SIZE);
+            let links = &self.cache.links[op.leaf as usize][op.first as usize + block..];
+            let (start, len) = run_of(links, skip, (op.part_bytes - op.issued) as usize);
             if start == node::LOST {
                 let op = &mut self.slots[index];
                 op.status = Status::Corrupt;
                 op.part_bytes = op.issued;
                 return;
             }
-            let mut len = BLOCK_SIZE - skip;
-            let left = (op.part_bytes - op.issued) as usize;
-            while len < left {
-                block += 1;
-                let run = (block - from as usize / BLOCK_SIZE) as u64;
-                let expected = if start == 0 { 0 } else { start + run };
-                if links[block] & node::ADDRESS != expected {
-                    break;
-                }
-                len += BLOCK_SIZE;
-            }
-            let len = len.min(left);
             let at = op.done as usize + op.issued as usize;
             if start == 0 {
                 zero_out(self.slots.segs(index), at, len);
@@ -245,11 +234,16 @@ impl Engine {
                 BaseError::NoSpace => Status::NoSpace,
                 BaseError::Io | BaseError::Gone => Status::IoError,
             };
+            let no_space = op.status == Status::NoSpace;
             // Nothing more of this part is issued.
             if op.stage == Stage::Reading {
                 op.part_bytes = op.issued;
             }
+            if no_space {
+                self.data_found_no_space();
+            }
         }
+        let op = &self.slots[index];
         if op.outstanding == 0 || op.stage == Stage::Reading {
             self.advance(index);
         }

@@ -120,15 +120,19 @@ impl Engine {
         let op = &mut self.slots[index];
         op.leaf = slot;
         let (first, count) = (op.first, op.count);
-        let waited_for = !self.cache.meta[slot as usize].waiters.is_empty();
-        // Behind those who wait already: a long request must get its turn among short ones.
-        let busy = self.cache.busy(slot, first, count) && !planted(Canary::BusyForgotten);
-        if waited_for && !planted(Canary::BusyForgotten) || busy {
-            op.stage = Stage::WaitBusy;
+        if self.held_up(slot, first, count) {
+            self.slots[index].stage = Stage::WaitBusy;
             self.cache.meta[slot as usize].waiters.push(&mut self.slots, index);
             return false;
         }
         true
+    }
+
+    /// True if a write-like request on these blocks of a leaf has to wait for others.
+    pub(crate) fn held_up(&self, slot: u32, first: u16, count: u16) -> bool {
+        // Behind those who wait already: a long request must get its turn among short ones.
+        let waited_for = !self.cache.meta[slot as usize].waiters.is_empty();
+        (waited_for || self.cache.busy(slot, first, count)) && !planted(Canary::BusyForgotten)
     }
 
     /// Why a write-like request cannot go on, if so.
@@ -189,7 +193,8 @@ impl Engine {
 
     /// Decides between in place and redirect and takes what it needs.
     fn write_admit(&mut self, index: u32) -> bool {
-        let in_place = self.can_overwrite(index);
+        let op = &self.slots[index];
+        let in_place = self.can_overwrite(op.leaf, op.disk, op.first, op.count);
         let admit = if in_place { self.admit_in_place(index) } else { self.admit_redirect(index) };
         match admit {
             Admit::Park => {
@@ -223,19 +228,19 @@ impl Engine {
         self.issue_runs(index)
     }
 
-    /// True if every block of the part belongs to the live disk alone, can be overwritten without
-    /// a torn mix, has a mapping that no replay will check against its data, and is not being read.
-    fn can_overwrite(&self, index: u32) -> bool {
-        let op = &self.slots[index];
-        let meta = &self.cache.meta[op.leaf as usize];
-        let disk = self.disks[op.disk as usize].as_ref().expect("attached");
+    /// True if every one of these blocks of a leaf belongs to the live disk alone, can be
+    /// overwritten without a torn mix, has a mapping that no replay will check against its data, and
+    /// is not being read.
+    pub(crate) fn can_overwrite(&self, slot: u32, id: u32, first: u16, count: u16) -> bool {
+        let meta = &self.cache.meta[slot as usize];
+        let disk = self.disks[id as usize].as_ref().expect("attached");
         let tears = !self.traits.atomic_4k && !planted(Canary::TornOverwrite);
         let shared = meta.birth < disk.floor().max(disk.guarded);
         if tears || shared && !planted(Canary::SharedOverwritten) {
             return false;
         }
-        let links = &self.cache.links[op.leaf as usize];
-        let links = &links[op.first as usize..(op.first + op.count) as usize];
+        let links = &self.cache.links[slot as usize];
+        let links = &links[usize::from(first)..usize::from(first + count)];
         let (now, before) = self.unsealed_tags();
         let own = links.iter().all(|&link| {
             let tag = link >> TAG_SHIFT << TAG_SHIFT;
@@ -245,8 +250,8 @@ impl Engine {
                     || (tag != now && tag != before)
                     || planted(Canary::UnsealedOverwritten))
         });
-        let first = op.leaf_index * LINKS as u64 + u64::from(op.first);
-        own && !self.being_read(op.disk, first, u64::from(op.count))
+        let vba = meta.key.index() * LINKS as u64 + u64::from(first);
+        own && !self.being_read(id, vba, u64::from(count))
     }
 
     /// Tags of links whose records a replay would still check: set since the last freeze, and since
@@ -288,11 +293,11 @@ impl Engine {
     }
 
     fn admit_redirect(&mut self, index: u32) -> Admit {
-        if !self.journal_has_room() {
-            self.checkpoint.urgent = true;
-            return Admit::Park;
-        }
-        if !self.checkpoint_has_room() || !self.cache.promise(self.cache_reserve()) {
+        let room = self.journal_has_room() && self.checkpoint_has_room();
+        if !room || !self.cache.promise(self.cache_reserve()) {
+            if self.starved.waits() {
+                return Admit::Fail(Status::NoSpace);
+            }
             self.checkpoint.urgent = true;
             return Admit::Park;
         }

@@ -244,7 +244,10 @@ impl NodeCache {
         m.prev_birth = 0;
         m.shared_with = 0;
         m.entry = NONE;
-        self.links[slot as usize].fill(0);
+        // What is being read will be overwritten as a whole, and is not looked at before.
+        if state != State::Loading {
+            self.links[slot as usize].fill(0);
+        }
         self.link(slot);
         Some(slot)
     }

@@ -45,14 +45,24 @@ impl Engine {
         views.find(|a| a.tree == tree).map(|a| a.root)
     }
 
+    /// Leaf `index` of `tree`, if it is in the cache.
+    #[inline]
+    pub(crate) fn leaf_at_hand(&mut self, tree: u32, index: u64) -> Option<u32> {
+        let slot = self.cache.find(Key::new(tree, 0, index))?;
+        if self.cache.meta[slot as usize].state == State::Loading {
+            return None;
+        }
+        self.stats.cache_hits += 1;
+        Some(slot)
+    }
+
     /// Finds leaf `index` of `tree`, starting the read of the next missing node on the way.
     pub(crate) fn find_leaf(&mut self, tree: u32, index: u64) -> Found {
-        if let Some(slot) = self.cache.find(Key::new(tree, 0, index)) {
-            if self.cache.meta[slot as usize].state == State::Loading {
-                return Found::Loading(slot);
-            }
-            self.stats.cache_hits += 1;
+        if let Some(slot) = self.leaf_at_hand(tree, index) {
             return Found::Hit(slot);
+        }
+        if let Some(slot) = self.cache.find(Key::new(tree, 0, index)) {
+            return Found::Loading(slot);
         }
         let Some(root) = self.root_of(tree) else { return Found::Absent };
         if index >> (LEVEL_BITS * u32::from(root.level)) != 0 {

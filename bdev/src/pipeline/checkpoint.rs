@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The freeze takes the lists of what changed; from then on requests fill new ones, and a leaf that
-//! is still to be written is copied aside before it changes. Each turn does a bounded piece, so
-//! reads never wait for it. Blocks freed before the freeze are given out again after the second
+//! is still to be written is copied aside before it changes. Each turn does a bounded piece, in
+//! proportion to the requests beside it, so that reads do not wait for it. Blocks freed before the freeze are given out again after the second
 //! copy of the superblock is durable and reads that began before the freeze are done. Before all
 //! this, places in the snapshot logs are made sure of (`log_pairs`).
 
@@ -19,7 +19,10 @@ pub(crate) use super::checkpoint_state::{
 use crate::background::walker::REAPER;
 use crate::canary::{Canary, planted};
 use crate::engine::{Engine, EngineState};
-use crate::limits::{CHECKPOINT_INTERVAL_NS, CHECKPOINT_NODES_TURN};
+use crate::limits::{
+    CHECKPOINT_BITS_STEP, CHECKPOINT_INTERVAL_NS, CHECKPOINT_STEPS_TURN, QUIET_TURNS,
+    REQUESTS_A_STEP,
+};
 
 impl Engine {
     /// True if one more leaf may become dirty.
@@ -38,6 +41,7 @@ impl Engine {
     /// checkpoint will need.
     pub(crate) fn space_is_coming(&self) -> bool {
         self.failed.is_none()
+            && !self.starved.waits()
             && (self.pending_blocks() > 0
                 || self.checkpoint.dirty_count() > 0
                 || !self.checkpoint.undecided.is_empty()
@@ -77,8 +81,27 @@ impl Engine {
         waiting.then_some(self.checkpoint.last_ns + CHECKPOINT_INTERVAL_NS)
     }
 
-    /// A bounded step of the checkpoint, if one runs or is due.
+    /// How many steps this turn may take: all if there is nothing else to do or if somebody waits
+    /// for the end, and otherwise in proportion to the requests. So a point ends in bounded time
+    /// under any load, and requests take a little longer each instead of a few much longer.
+    fn checkpoint_share(&mut self) -> usize {
+        let c = &mut self.checkpoint;
+        let requests = std::mem::take(&mut c.requests);
+        c.quiet = if requests > 0 { 0 } else { c.quiet.saturating_add(1) };
+        let alone = c.quiet >= QUIET_TURNS || self.state != EngineState::Ready;
+        let awaited = c.urgent
+            || !self.parked.is_empty()
+            || c.dirty_count() * 4 > c.dirty_max * 3
+            || self.journal.nearly_full();
+        if alone || awaited {
+            return CHECKPOINT_STEPS_TURN;
+        }
+        (requests / REQUESTS_A_STEP).clamp(1, CHECKPOINT_STEPS_TURN)
+    }
+
+    /// A bounded piece of the checkpoint, if one runs or is due.
     pub(crate) fn checkpoint_step(&mut self) {
+        let share = self.checkpoint_share();
         if self.failed.is_some() {
             return;
         }
@@ -90,19 +113,23 @@ impl Engine {
             self.freeze();
         }
         self.checkpoint.waiting = false;
-        for _ in 0..CHECKPOINT_NODES_TURN {
+        for _ in 0..share {
             match self.checkpoint_phase() {
                 Step::Go | Step::Done if self.failed.is_some() => return,
                 Step::Go => {}
                 Step::Wait => {
                     self.checkpoint.waiting = true;
-                    return;
+                    break;
                 }
                 Step::Done => self.next_phase(),
             }
             if self.checkpoint.phase == Phase::Idle {
                 return;
             }
+        }
+        // Where a write is a copy on this very core, long ones only make long turns.
+        if self.traits.atomic_rw {
+            self.seal_chunk();
         }
     }
 
@@ -117,7 +144,7 @@ impl Engine {
         c.at = 0;
         c.version = 0;
         c.begun = false;
-        c.cursor = 0;
+        (c.cursor, c.within) = (0, 0);
         std::mem::swap(&mut c.entries, &mut c.dirty);
         std::mem::swap(&mut c.old_freed, &mut c.freed.0);
         std::mem::swap(&mut c.old_allocated, &mut c.allocated);
@@ -190,7 +217,7 @@ impl Engine {
     }
 
     fn next_phase(&mut self) {
-        self.checkpoint.cursor = 0;
+        (self.checkpoint.cursor, self.checkpoint.within) = (0, 0);
         self.checkpoint.phase = match self.checkpoint.phase {
             Phase::Idle => Phase::Idle,
             Phase::Pairs => Phase::Nodes,
@@ -265,27 +292,24 @@ impl Engine {
         }
         self.superblock.incarnation = self.journal.incarnation;
         self.superblock.records_used = self.disks.len() as u64;
-        self.write_superblock(1 - self.checkpoint.newest_superblock);
+        self.write_superblock();
     }
 
     /// The checkpoint counts, but would not if this one copy were lost: the other one too, before
     /// anything relies on it.
     fn begin_second(&mut self) {
-        self.checkpoint.newest_superblock = 1 - self.checkpoint.newest_superblock;
-        self.write_superblock(1 - self.checkpoint.newest_superblock);
-    }
-
-    pub(crate) fn write_superblock(&mut self, copy: u64) {
-        let (superblock, store, shard) = (self.superblock, self.store, self.shard);
-        let write = self.write_page(copy, |block| superblock.write(block, store, shard, copy));
-        assert!(write, "the checkpoint's page writers are idle here");
+        self.checkpoint.homes.newest = 1 - self.checkpoint.homes.newest;
+        self.write_superblock();
     }
 
     /// The checkpoint can be relied on: trim the journal, answer commands.
     fn committed(&mut self) {
+        // What the reaper still reads may be given out again from now on.
+        self.walkers[REAPER].forget();
         self.journal.tail = self.checkpoint.cut;
         self.journal.point = self.superblock.generation;
         self.stats.checkpoints += 1;
+        self.fed();
         for disk in self.disks.iter_mut().flatten() {
             disk.guarded = 0;
         }
@@ -315,14 +339,17 @@ impl Engine {
         if self.readers[self.checkpoint.old_lane] > 0 && !planted(Canary::FreedUnderRead) {
             return Step::Wait;
         }
-        for _ in 0..64 {
-            let Some((pba, len)) = self.checkpoint.old_freed.get(self.checkpoint.cursor) else {
+        let mut left = CHECKPOINT_BITS_STEP;
+        while left > 0 {
+            let Some(run) = self.checkpoint.old_freed.get(self.checkpoint.cursor) else {
                 return Step::Done;
             };
-            self.checkpoint.cursor += 1;
+            let (pba, len) = self.checkpoint.piece(run, left);
+            self.checkpoint.advance(run, len);
             if !self.hold_back(pba, len) {
                 self.space.release(pba, len);
             }
+            left -= len;
         }
         Step::Go
     }

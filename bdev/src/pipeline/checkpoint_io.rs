@@ -2,6 +2,7 @@
 
 use super::checkpoint::PageWrite;
 use crate::base_io::BaseOp;
+use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
 use crate::limits::WRITE_RETRIES;
 use crate::page::PageId;
@@ -27,7 +28,11 @@ impl Engine {
     }
 
     pub(crate) fn page_write_done(&mut self, at: u32, result: Result<(), BaseError>) {
-        let write = self.checkpoint.writes[at as usize].as_mut().expect("a page write in flight");
+        assert!(self.checkpoint.writes[at as usize].is_some(), "a page write in flight");
+        if self.starves(Class::Page, at, result) {
+            return;
+        }
+        let write = self.checkpoint.writes[at as usize].as_mut().expect("looked at");
         if result.is_err() {
             write.tries += 1;
             if write.tries < WRITE_RETRIES {
@@ -35,7 +40,16 @@ impl Engine {
                 self.issue(tag(Class::Page, 0, at), BaseOp::Write, address, addr, 4096);
                 return;
             }
-            self.fail("a metadata block could not be written".to_string());
+            let (address, page) = (write.address, write.page);
+            let moved = result.err().and_then(|why| self.move_superblock(address, page, why));
+            if let Some(address) = moved {
+                let write = PageWrite { page, address, tries: 0 };
+                self.checkpoint.writes[at as usize] = Some(write);
+                let addr = self.pages.addr(page);
+                self.issue(tag(Class::Page, 0, at), BaseOp::Write, address, addr, 4096);
+                return;
+            }
+            self.fail(format!("a metadata block could not be written{}", why(result)));
         }
         let write = self.checkpoint.writes[at as usize].take().expect("looked at");
         self.pages.give(write.page);
@@ -52,15 +66,20 @@ impl Engine {
     }
 
     pub(crate) fn chunk_write_done(&mut self, at: u32, result: Result<(), BaseError>) {
+        assert!(self.checkpoint.chunks[at as usize].writing);
+        let skipped = planted(Canary::StarvedSkipped) && result == Err(BaseError::NoSpace);
+        let result = if skipped { Ok(()) } else { result };
+        if self.starves(Class::Chunk, at, result) {
+            return;
+        }
         let chunk = &mut self.checkpoint.chunks[at as usize];
-        assert!(chunk.writing);
         if result.is_err() {
             chunk.tries += 1;
             if chunk.tries < WRITE_RETRIES {
                 self.issue_chunk(at as usize);
                 return;
             }
-            self.fail("map nodes could not be written".to_string());
+            self.fail(format!("map nodes could not be written{}", why(result)));
         }
         let chunk = &mut self.checkpoint.chunks[at as usize];
         chunk.tries = 0;
@@ -76,5 +95,14 @@ impl Engine {
         self.checkpoint.chunks[at as usize].pins = pins;
         self.checkpoint.outstanding -= 1;
         self.unpark = true;
+    }
+}
+
+/// The rest of a sentence about a write that failed for good.
+pub(super) fn why(result: Result<(), BaseError>) -> &'static str {
+    match result {
+        Err(BaseError::NoSpace) => " (the base device has no space: free some on its file system)",
+        Err(BaseError::Gone) => " (the base device has gone)",
+        Err(BaseError::Io) | Ok(()) => "",
     }
 }

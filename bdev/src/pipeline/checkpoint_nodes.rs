@@ -286,6 +286,7 @@ impl Engine {
             match self.space.allocate(Use::Metadata, CHUNK_BLOCKS as u64) {
                 Grant::Run(pba, len) => self.checkpoint.run = (pba, len),
                 Grant::Wait => return None,
+                Grant::Full if self.space_is_sought() => return None,
                 Grant::Full => {
                     self.fail("no space is left for map nodes".to_string());
                     return None;
@@ -326,7 +327,8 @@ impl Engine {
         }
     }
 
-    fn seal_chunk(&mut self) {
+    /// Sends the buffer that is being filled off, if there is one.
+    pub(crate) fn seal_chunk(&mut self) {
         if let Some(at) = self.checkpoint.filling.take() {
             self.issue_chunk(at);
         }

@@ -5,6 +5,7 @@
 //!  requests ─► dirty, freed, allocated, undecided ─freeze─► entries, old_freed, old_... ─► disk
 //! ```
 
+use super::superblocks::Homes;
 use crate::background::reaper::Descent;
 use crate::background::settle::Settling;
 use crate::control::Reply;
@@ -178,6 +179,8 @@ pub(crate) struct Checkpoint {
     pub old_allocated: RunList,
     pub old_undecided: Vec<Undecided>,
     pub cursor: usize,
+    /// Blocks of the run at the cursor that have been dealt with.
+    pub within: u64,
     pub cut: u64,
     pub old_lane: usize,
     pub chunks: Vec<Chunk>,
@@ -194,11 +197,13 @@ pub(crate) struct Checkpoint {
     bad_node: Option<BadNode>,
     /// The last step found nothing it could do before something completes.
     pub waiting: bool,
+    /// Requests that have come since the last turn, and turns since the last one that had any.
+    pub requests: usize,
+    pub quiet: u32,
     /// By number of a pair in the system area: the generation that counts, 0 if it has none. The
     /// superblock's sums are over these.
     pub generations: Vec<u64>,
-    /// Copy of the superblock that is the newest.
-    pub newest_superblock: u64,
+    pub homes: Homes,
     /// Node reads the reaper may still do.
     pub reap_budget: usize,
     pub reap: Descent,
@@ -246,6 +251,7 @@ impl Checkpoint {
             old_allocated: RunList::roomy(),
             old_undecided: Vec::new(),
             cursor: 0,
+            within: 0,
             cut: 0,
             old_lane: 0,
             chunks: (0..CHUNKS).map(|_| chunk()).collect(),
@@ -259,11 +265,26 @@ impl Checkpoint {
             pairs: Vec::new(),
             bad_node: None,
             waiting: false,
+            requests: 0,
+            quiet: 0,
             generations: Vec::new(),
-            newest_superblock: 0,
+            homes: Homes::new(),
             reap_budget: 0,
             reap: Descent::new(),
             settling: Settling::default(),
+        }
+    }
+
+    /// The first blocks, at most `most`, of the run at the cursor that have not been dealt with.
+    pub fn piece(&self, (pba, len): (u64, u64), most: u64) -> (u64, u64) {
+        (pba + self.within, (len - self.within).min(most))
+    }
+
+    /// So many blocks more of that run have.
+    pub fn advance(&mut self, (_, len): (u64, u64), blocks: u64) {
+        self.within += blocks;
+        if self.within == len {
+            (self.cursor, self.within) = (self.cursor + 1, 0);
         }
     }
 

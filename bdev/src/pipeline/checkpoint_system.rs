@@ -8,7 +8,7 @@ use crate::disk::{Disk, LogBlock};
 use crate::engine::{Class, Engine, tag};
 use crate::format::disk_record::{self, DiskRecord};
 use crate::format::snapshot_log::{self, ENTRIES, LogEntry, Place};
-use crate::limits::{BITMAP_RETRIES, CHECKPOINT_BITS_TURN};
+use crate::limits::{BITMAP_RETRIES, CHECKPOINT_BITS_STEP};
 use crate::page::PageId;
 use crate::space::sealed_text;
 use crate::status::BaseError;
@@ -116,7 +116,7 @@ impl Engine {
     /// Enters what was allocated and freed before the freeze into the bitmaps.
     pub(crate) fn bits_step(&mut self) -> Step {
         let allocated = self.checkpoint.old_allocated.len();
-        let mut left = CHECKPOINT_BITS_TURN as u64;
+        let mut left = CHECKPOINT_BITS_STEP;
         while left > 0 {
             let at = self.checkpoint.cursor;
             let used = at < allocated;
@@ -125,8 +125,9 @@ impl Engine {
             } else {
                 self.checkpoint.old_freed.get(at - allocated)
             };
-            let Some((pba, len)) = run else { return Step::Done };
-            // A run may lie across two extents; check that all of it can be entered first.
+            let Some(run) = run else { return Step::Done };
+            let (pba, len) = self.checkpoint.piece(run, left);
+            // It may lie across two extents; check that all of it can be entered first.
             let ends = [pba, pba + len - 1];
             if !ends.iter().all(|&b| self.space_ready(b)) {
                 return Step::Wait;
@@ -140,8 +141,8 @@ impl Engine {
                 );
                 self.event(true, text);
             }
-            self.checkpoint.cursor += 1;
-            left = left.saturating_sub(len);
+            self.checkpoint.advance(run, len);
+            left -= len;
         }
         Step::Go
     }
@@ -165,7 +166,6 @@ impl Engine {
         }
         let address = self.space.write_bitmap(extent, &mut block, store, shard, generation);
         assert!(self.write_page(address, |b| b.copy_from_slice(&block)), "a writer was free");
-        self.space.dirty.pop();
         Step::Go
     }
 
@@ -320,7 +320,7 @@ impl Engine {
 
     /// Without the device nothing can go on. One block that cannot be read costs the space that it
     /// tells of.
-    fn give_bitmap_up(&mut self, extent: usize, gone: bool) {
+    pub(crate) fn give_bitmap_up(&mut self, extent: usize, gone: bool) {
         if gone {
             self.fail(format!("the bitmap of extent {extent} cannot be read: the device is gone"));
         } else {
@@ -345,6 +345,7 @@ impl Engine {
         // only so often.
         if let Some(recovery) = self.recovery.as_mut().filter(|_| result.is_err()) {
             recovery.bitmap_failures = recovery.bitmap_failures.saturating_add(1);
+            recovery.device_gone |= result == Err(BaseError::Gone);
         }
         self.bitmap_failures = if result.is_ok() { 0 } else { self.bitmap_failures + 1 };
         if self.bitmap_failures >= BITMAP_RETRIES {

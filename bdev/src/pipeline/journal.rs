@@ -1,6 +1,7 @@
 //! The journal: records of one turn share a block; blocks may be written side by side, but take
 //! effect, and answer their requests, strictly in order.
 
+use super::checkpoint_io::why;
 use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
@@ -122,6 +123,11 @@ impl Journal {
         self.used() * 2 > self.blocks
     }
 
+    /// Requests will have to wait soon.
+    pub fn nearly_full(&self) -> bool {
+        self.used() * 4 > self.blocks * 3
+    }
+
     /// The oldest block that has not taken effect: a checkpoint frozen now covers all before it.
     pub fn applied(&self) -> u64 {
         self.batches.front().map_or(self.next, |b| b.lsn)
@@ -241,7 +247,7 @@ impl Engine {
                 return;
             }
             self.journal.broken = true;
-            self.fail("the journal could not be written".to_string());
+            self.fail(format!("the journal could not be written{}", why(result)));
         }
         self.journal.batches[at].state = State::Written;
         if self.journal.broken {

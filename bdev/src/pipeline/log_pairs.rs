@@ -36,6 +36,7 @@ impl Engine {
     pub(crate) fn pairs_step(&mut self) -> Step {
         match self.secure_pairs(0) {
             Grant::Wait => Step::Wait,
+            Grant::Full if self.space_is_sought() => Step::Wait,
             // Too few: the log will say so if it needs them.
             Grant::Run(..) | Grant::Full => Step::Done,
         }

@@ -16,3 +16,5 @@ pub(crate) mod checkpoint_system;
 pub(crate) mod flush;
 pub(crate) mod journal;
 mod log_pairs;
+pub(crate) mod starved;
+pub(crate) mod superblocks;
