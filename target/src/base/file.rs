@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use lamina_bdev::limits::SHARDS_MAX;
 use lamina_bdev::{BaseTraits, Error, ErrorKind};
+use rustix::fs::FallocateFlags;
 
 use super::flushes::Flushes;
 use super::probe::{self, QueueTraits};
@@ -108,6 +109,22 @@ impl BaseFile {
         self.file.set_len(size).map_err(|e| open_error(&self.path, &e))?;
         self.size = size;
         Ok(())
+    }
+
+    /// Makes sure that a part of the file, which may be sparse, can be written whatever happens to
+    /// the rest of its file system. Where that cannot be asked for, nothing is done.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn reserve(&self, offset: u64, len: u64) -> Result<(), Error> {
+        use rustix::io::Errno;
+        if self.file.metadata().is_ok_and(|meta| !meta.is_file()) {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(e) => Err(io_error(&self.path, "reserving room for metadata", &e.into())),
+        }
     }
 
     /// Bytes.

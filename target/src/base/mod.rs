@@ -73,13 +73,14 @@ pub struct Region {
 }
 
 impl Region {
-    /// Offset on the device of an operation inside this region.
+    /// Offset on the device of `len` bytes inside this region.
     ///
-    /// Panics if the operation leaves the region: the engine never asks for that.
-    pub fn device_offset(&self, io: &Operation) -> u64 {
-        let end = io.offset.checked_add(u64::from(io.len)).expect("base range overflows");
-        assert!(end <= self.len, "base range {}+{} leaves the region", io.offset, io.len);
-        self.offset + io.offset
+    /// Panics if they leave the region: the engine never asks for that.
+    #[inline]
+    pub fn device_offset(&self, offset: u64, len: usize) -> u64 {
+        let end = offset.checked_add(len as u64).expect("base range overflows");
+        assert!(end <= self.len, "base range {offset}+{len} leaves the region");
+        self.offset + offset
     }
 }
 
@@ -102,6 +103,10 @@ pub trait HostBase: Send {
     fn size(&self) -> u64;
     /// See [`Base::has_room`].
     fn has_room(&self) -> bool;
+    /// Its memory, if it is reached as such: operations are then copied, and do not come to
+    /// [`HostBase::submit`]. This changes in [`HostBase::adopt`], [`HostBase::release`] and
+    /// [`HostBase::enter`] alone.
+    fn memory(&mut self) -> Option<&mut RamBase>;
     /// See [`Base::submit`]; always answered by [`HostBase::poll`].
     fn submit(&mut self, io: &Operation, segs: &[Seg]);
     /// See [`Base::enter`].
@@ -167,6 +172,22 @@ impl Base {
         }
     }
 
+    /// True if operations are over when they have been submitted.
+    #[inline]
+    pub fn answers_at_once(&mut self) -> bool {
+        matches!(self, Base::Null(_)) || self.ram().is_some()
+    }
+
+    /// The memory that operations are copied from and to, if that is what this base is.
+    #[inline]
+    pub fn ram(&mut self) -> Option<&mut RamBase> {
+        match self {
+            Base::Ram(base) => Some(base),
+            Base::Host(base) => base.memory(),
+            Base::Null(_) | Base::Uring(_) => None,
+        }
+    }
+
     /// Takes one operation; `segs` is its memory (not looked at for a flush).
     pub fn submit(&mut self, io: &Operation, segs: &[Seg]) -> Submitted {
         match self {
@@ -177,6 +198,9 @@ impl Base {
                 Submitted::Queued
             }
             Base::Host(base) => {
+                if let Some(memory) = base.memory() {
+                    return Submitted::Done(memory.run(io, segs));
+                }
                 base.submit(io, segs);
                 Submitted::Queued
             }

@@ -35,10 +35,18 @@ impl NullBase {
     /// Panics if it leaves the region.
     pub fn run(&mut self, io: &Operation, segs: &[Seg]) -> BaseResult {
         if io.guest {
-            self.region.device_offset(io);
+            self.leave(io.offset, io.len as usize);
             return Ok(());
         }
         self.kept.run(io, segs)
+    }
+
+    /// Moves nothing.
+    ///
+    /// Panics if the range leaves the region.
+    #[inline]
+    pub fn leave(&self, offset: u64, len: usize) {
+        self.region.device_offset(offset, len);
     }
 }
 

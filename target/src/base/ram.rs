@@ -1,7 +1,10 @@
 //! RAM as a base device: served on the reactor itself, gone when the daemon is.
 #![allow(unsafe_code)]
-// UNSAFETY: the other side of each copy is guest memory or engine pages, known by address only.
+// UNSAFETY: the other side of each copy is guest memory or engine pages, known by address only; a
+// host may lend the memory of one of its own devices, which is known by address too.
 
+use std::any::Any;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use lamina_bdev::{BaseOp, BaseTraits, Error, ErrorKind, Seg};
@@ -12,9 +15,26 @@ use crate::mem::hugepage::{Mapping, Pages};
 
 /// A piece of memory that shards share, each keeping to its region.
 pub struct RamDevice {
-    memory: Mapping,
+    memory: Memory,
     size: u64,
 }
+
+/// Whose it is.
+enum Memory {
+    Own(Mapping),
+    Lent(Lent),
+}
+
+/// Memory that is there as long as its keeper.
+struct Lent {
+    start: NonNull<u8>,
+    _keeper: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: plain memory, touched as a mapping of our own is; the keeper may go anywhere.
+unsafe impl Send for Lent {}
+// SAFETY: as above.
+unsafe impl Sync for Lent {}
 
 impl RamDevice {
     /// Takes `size` bytes of memory and touches them all, so that no reactor has to.
@@ -39,7 +59,20 @@ impl RamDevice {
         let len = usize::try_from(size).map_err(|e| full(e.to_string()))?;
         let memory = Mapping::new(len).map_err(|e| full(e.to_string()))?;
         memory.populate().map_err(|e| full(e.to_string()))?;
-        Ok(RamDevice { memory, size })
+        Ok(RamDevice { memory: Memory::Own(memory), size })
+    }
+
+    /// The memory of another host's device.
+    ///
+    /// # Safety
+    /// `size` bytes from `start` may be read and written, by any thread, until `keeper` is dropped.
+    /// Whoever else touches them does so by copies whose order with ours does not matter.
+    pub unsafe fn lent(
+        start: NonNull<u8>,
+        size: u64,
+        keeper: Box<dyn Any + Send + Sync>,
+    ) -> RamDevice {
+        RamDevice { memory: Memory::Lent(Lent { start, _keeper: keeper }), size }
     }
 
     /// `size` bytes of which only those that are written take up memory.
@@ -50,7 +83,7 @@ impl RamDevice {
         let full = |why: String| Error::new(ErrorKind::NoSpace, why);
         let len = usize::try_from(size).map_err(|e| full(e.to_string()))?;
         let memory = Mapping::sparse(len).map_err(|e| full(e.to_string()))?;
-        Ok(RamDevice { memory, size })
+        Ok(RamDevice { memory: Memory::Own(memory), size })
     }
 
     /// Bytes.
@@ -58,9 +91,12 @@ impl RamDevice {
         self.size
     }
 
-    /// What kind of memory it is, for the log.
-    pub fn pages(&self) -> Pages {
-        self.memory.pages()
+    /// What kind of memory it is, for the log; `None` if it is lent.
+    pub fn pages(&self) -> Option<Pages> {
+        match &self.memory {
+            Memory::Own(memory) => Some(memory.pages()),
+            Memory::Lent(_) => None,
+        }
     }
 
     /// Reads on a control thread. While a shard is served from this memory, what is being written
@@ -85,8 +121,12 @@ impl RamDevice {
     fn address(&self, offset: u64, len: usize) -> *mut u8 {
         let end = offset.checked_add(len as u64).expect("RAM range overflows");
         assert!(end <= self.size, "RAM range {offset}+{len} leaves {} bytes", self.size);
-        // SAFETY: inside the mapping, as just asserted.
-        unsafe { self.memory.as_ptr().add(offset as usize) }
+        let start = match &self.memory {
+            Memory::Own(memory) => memory.as_ptr(),
+            Memory::Lent(lent) => lent.start.as_ptr(),
+        };
+        // SAFETY: inside the memory, as just asserted.
+        unsafe { start.add(offset as usize) }
     }
 }
 
@@ -120,37 +160,54 @@ impl RamBase {
     ///
     /// Panics if it leaves the region or `segs` do not add up to its length.
     pub fn run(&mut self, io: &Operation, segs: &[Seg]) -> BaseResult {
-        let mut offset = self.region.device_offset(io);
+        let mut offset = self.region.device_offset(io.offset, io.len as usize);
         if io.op == BaseOp::Flush {
             return Ok(());
         }
         let total: usize = segs.iter().map(|seg| seg.len).sum();
         assert_eq!(total, io.len as usize, "segments do not add up");
-        self.unsettled |= io.op == BaseOp::Write;
         for seg in segs {
-            let ours = self.device.address(offset, seg.len);
-            let theirs = std::ptr::with_exposed_provenance_mut::<u8>(seg.addr);
-            // SAFETY: `ours` was bounds-checked; the host promises that `theirs` stays mapped
-            // until the answer. A guest may hand us memory it changes meanwhile (it then gets
-            // either content), but never the device's own memory, which no guest can map.
-            unsafe {
-                match io.op {
-                    BaseOp::Read => std::ptr::copy_nonoverlapping(ours, theirs, seg.len),
-                    BaseOp::Write => self.stream.copy(theirs, ours, seg.len),
-                    BaseOp::Flush => unreachable!("answered above"),
-                }
-            }
+            self.transfer(io.op, offset, seg);
             offset += seg.len as u64;
         }
         Ok(())
     }
 
+    /// Reads into, or writes from, one piece of memory.
+    ///
+    /// Panics if the range leaves the region.
+    #[inline]
+    pub fn copy(&mut self, op: BaseOp, offset: u64, seg: &Seg) {
+        let offset = self.region.device_offset(offset, seg.len);
+        self.transfer(op, offset, seg);
+    }
+
+    #[inline]
+    fn transfer(&mut self, op: BaseOp, offset: u64, seg: &Seg) {
+        let ours = self.device.address(offset, seg.len);
+        let theirs = std::ptr::with_exposed_provenance_mut::<u8>(seg.addr);
+        // SAFETY: `ours` was bounds-checked; the host promises that `theirs` stays mapped until the
+        // answer. A guest may hand us memory it changes meanwhile (it then gets either content),
+        // but never the device's own memory, which no guest can map.
+        unsafe {
+            match op {
+                BaseOp::Read => std::ptr::copy_nonoverlapping(ours, theirs, seg.len),
+                BaseOp::Write => {
+                    self.unsettled = true;
+                    self.stream.copy(theirs, ours, seg.len);
+                }
+                BaseOp::Flush => {}
+            }
+        }
+    }
+
     /// Where the bytes of an operation begin, to be asked for ahead of it.
     ///
     /// Panics if it leaves the region.
-    pub fn address(&self, io: &Operation) -> usize {
-        let offset = self.region.device_offset(io);
-        self.device.address(offset, io.len as usize).addr()
+    #[inline]
+    pub fn address(&self, offset: u64, len: usize) -> usize {
+        let offset = self.region.device_offset(offset, len);
+        self.device.address(offset, len).addr()
     }
 
     /// From here on other threads see what was written. Once a turn.
@@ -204,6 +261,26 @@ mod tests {
         assert_eq!(out[..512], [1; 512]);
         assert_eq!(out[512..], [2; 1024]);
         assert_eq!(bases[1].run(&io(BaseOp::Flush, 0, &[]), &[]), Ok(()));
+    }
+
+    #[test]
+    fn lent_memory_goes_back_with_its_last_user() {
+        let mut memory = vec![3u8; 8192];
+        let keeper = Arc::new(());
+        let start = NonNull::new(memory.as_mut_ptr()).unwrap();
+        // SAFETY: the vector outlives the device.
+        let device = unsafe { RamDevice::lent(start, 8192, Box::new(keeper.clone())) };
+        assert!(device.pages().is_none());
+        let mut base = RamBase::new(Arc::new(device), Region { offset: 4096, len: 4096 });
+        let mut data = [5u8; 512];
+        let segs = [seg(&mut data)];
+        assert_eq!(base.run(&io(BaseOp::Write, 1024, &segs), &segs), Ok(()));
+        base.settle();
+        assert_eq!(Arc::strong_count(&keeper), 2);
+        drop(base);
+        assert_eq!(Arc::strong_count(&keeper), 1);
+        assert_eq!(memory[5120..5632], [5; 512]);
+        assert_eq!((memory[5119], memory[5632]), (3, 3));
     }
 
     #[test]

@@ -228,7 +228,10 @@ fn a_completion_wakes_a_sleeper() {
         assert_eq!(base.submit(&io(op, round % 64 * 4096, &segs), &segs), Submitted::Queued);
         base.enter();
         if base.prepare_sleep() {
-            assert!(epoll.wait(10_000).unwrap().len() > 0, "round {round}: the completion was lost");
+            assert!(
+                epoll.wait(10_000).unwrap().len() > 0,
+                "round {round}: the completion was lost"
+            );
         }
         base.woken();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -168,7 +168,7 @@ impl UringBase {
 
     /// Takes one operation. Panics without room, on too many segments, or if they do not add up.
     pub fn submit(&mut self, io: &Operation, segs: &[Seg]) {
-        let offset = self.region.device_offset(io);
+        let offset = self.region.device_offset(io.offset, io.len as usize);
         let index = self.free.pop().expect("submit without room");
         let segs = if io.op == BaseOp::Flush { &[] } else { segs };
         let total: usize = segs.iter().map(|seg| seg.len).sum();

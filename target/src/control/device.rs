@@ -89,7 +89,9 @@ impl Device {
                 return Ok((Device::Null(Arc::new(RamDevice::sparse(bytes)?)), false));
             }
             let ram = RamDevice::new(bytes)?;
-            log::info(format!("{path}: {}", ram.pages().describe()));
+            if let Some(pages) = ram.pages() {
+                log::info(format!("{path}: {}", pages.describe()));
+            }
             return Ok((Device::Ram(Arc::new(ram)), false));
         }
         if !Path::new(path).is_absolute() {
@@ -172,6 +174,17 @@ impl Device {
         }
     }
 
+    /// Makes sure that a part can be written even if a file system that it lies on is full.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn reserve(&self, offset: u64, len: u64) -> Result<(), Error> {
+        match self {
+            Device::File(file) => file.reserve(offset, len),
+            Device::Ram(_) | Device::Null(_) | Device::Host(_) => Ok(()),
+        }
+    }
+
     /// Makes what was written durable.
     ///
     /// # Errors
@@ -231,6 +244,7 @@ pub fn refuse_if_used(
 mod tests {
     use super::*;
     use crate::testing::TempDir;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn bad_places_for_a_store_are_refused_and_left_alone() {
@@ -265,6 +279,11 @@ mod tests {
         let (device, new) = Device::for_new_store(path, Some((1 << 20) + 5), false).unwrap();
         assert_eq!((device.size(), new), (1 << 20, true));
         assert_eq!(device.lasting_path().as_deref(), Some(path));
+        let taken = || std::fs::metadata(path).unwrap().blocks() * 512;
+        assert!(taken() < 64 << 10, "it is sparse");
+        device.reserve(256 << 10, 512 << 10).unwrap();
+        assert!((512 << 10..700 << 10).contains(&taken()), "{} bytes are taken", taken());
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 1 << 20);
         let (ram, _) = Device::for_new_store("ram:1M", None, false).unwrap();
         assert_eq!((ram.size(), ram.lasting_path()), (1 << 20, None));
         assert_eq!(Device::open("ram:1M").err().unwrap().kind, ErrorKind::Invalid);

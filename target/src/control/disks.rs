@@ -107,9 +107,7 @@ impl Control {
         let shard = &found.store.shards[found.shard];
         shard.command(Command::Resize(disk.id, size))?;
         // The engine rounds up; guests must hear what it made of it.
-        let now = shard.query(move |engine| {
-            engine.disks().into_iter().find(|d| d.id == disk.id).map(|d| d.size)
-        })?;
+        let now = shard.query(move |engine| engine.disk_info(disk.id).map(|d| d.size))?;
         for export in self.exports_of(&found.store, found.shard, disk.id) {
             if let (Some(size), blob::Exported::Disk) = (now, export.record.dev) {
                 export.resized(size);
@@ -194,7 +192,8 @@ impl Control {
     /// Names are unique in a shard by the engine's care, and in a store by ours.
     fn refuse_disk_name(&self, store: &Arc<Store>, name: Name) -> Result<(), Error> {
         for shard in &store.shards {
-            let taken = shard.query(move |engine| engine.disks().iter().any(|d| d.name == name))?;
+            let taken = shard
+                .query(move |engine| engine.disk_names().any(|(_, taken, _)| taken == name))?;
             if taken {
                 let why =
                     format!("store {} has a disk {name} already: choose another name", store.name);

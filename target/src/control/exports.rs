@@ -46,7 +46,10 @@ pub(super) struct Export {
     pub(super) socket: PathBuf,
     /// Its place on the shard.
     index: u16,
+    /// Locked shortly, never while something is waited for.
     live: Mutex<Option<Live>>,
+    /// Held by whoever takes it down.
+    ending: Mutex<()>,
 }
 
 /// What is there while an export is up.
@@ -147,20 +150,24 @@ impl Export {
     }
 
     /// Takes it down: the connection ends, its requests finish, the socket goes. Nothing happens
-    /// if it is down already.
+    /// if it is down already. A base that hangs holds this up until a command's time is over, so
+    /// whoever calls it should not hold [`Control::change`]: other stores are not concerned.
     ///
     /// # Errors
     /// `Io` if requests do not end; `Busy` while a shrink of the disk goes on. It can be tried
     /// again.
     pub(super) fn take_down(&self) -> Result<(), Error> {
-        let mut place = unpoisoned(self.live.lock());
-        let Some(live) = place.as_mut() else { return Ok(()) };
-        live.server.stop();
+        let _alone = unpoisoned(self.ending.lock());
+        let stopped = unpoisoned(self.live.lock()).as_mut().map(|live| {
+            live.server.stop();
+            live.handle
+        });
+        let Some(handle) = stopped else { return Ok(()) };
         // Until it can be tried again its place is taken, and the disk attached.
         self.shard_handle().remove_export(self.index)?;
-        let detached = self.shard_handle().command(Command::Detach(live.handle));
+        let detached = self.shard_handle().command(Command::Detach(handle));
         if !matches!(&detached, Err(error) if error.kind == ErrorKind::Busy) {
-            *place = None;
+            *unpoisoned(self.live.lock()) = None;
         }
         detached.map(|_| ())
     }
@@ -216,6 +223,7 @@ impl Control {
             socket,
             index,
             live: Mutex::new(None),
+            ending: Mutex::new(()),
         });
         export.bring_up()?;
         let kept = export.shard_handle().command(Command::SetBlob(disk.id, blob));
@@ -232,14 +240,16 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Io`.
     pub(super) fn delete_export(&self, ctrlr: &str) -> Result<(), Error> {
-        let _change = self.change()?;
-        let export = self.find_export(ctrlr)?;
+        let export = {
+            let _change = self.change()?;
+            self.find_export(ctrlr)?
+        };
+        // It stays among the exports, so its name and its disk stay taken.
         export.take_down()?;
+        let _change = self.change()?;
         let shard = export.shard_handle();
         let disk = export.disk;
-        let blob = shard.query(move |engine| {
-            engine.disks().into_iter().find(|known| known.id == disk).map(|known| known.blob)
-        })?;
+        let blob = shard.query(move |engine| engine.disk_info(disk).map(|known| known.blob))?;
         let mut records = blob::decode(&blob.unwrap_or_default())?;
         records.retain(|record| record.ctrlr != export.record.ctrlr);
         shard.command(Command::SetBlob(disk, blob::encode(&records)?))?;
@@ -350,6 +360,7 @@ impl Control {
             socket,
             index,
             live: Mutex::new(None),
+            ending: Mutex::new(()),
         });
         match export.bring_up() {
             Ok(()) => log::info(format!(

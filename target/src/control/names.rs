@@ -148,29 +148,22 @@ fn parse(text: &str) -> (Option<String>, Query) {
 
 /// Runs on a reactor.
 fn search(engine: &Engine, query: &Query) -> Vec<Entity> {
-    let disks = engine.disks();
+    let disk_named = |name: &str| engine.disk_names().find(|(_, n, _)| n.as_str() == name);
     match query {
-        Query::Uuid(uuid) => {
-            if let Some(disk) = disks.iter().find(|disk| disk.uuid == *uuid) {
-                return vec![Entity::Disk(disk.clone())];
-            }
-            snapshots_where(engine, disks, |snap| snap.uuid == *uuid)
-        }
-        Query::Plain(name) => {
-            if let Some(disk) = disks.iter().find(|disk| disk.name.as_str() == name) {
-                return vec![Entity::Disk(disk.clone())];
-            }
-            if name.is_empty() {
-                return Vec::new();
-            }
-            snapshots_where(engine, disks, |snap| snap.label.as_str() == name)
-        }
+        Query::Uuid(uuid) => match engine.disk_names().find(|(_, _, known)| known == uuid) {
+            Some((id, ..)) => engine.disk_info(id).map(Entity::Disk).into_iter().collect(),
+            None => snapshots_where(engine, |snap| snap.uuid == *uuid),
+        },
+        Query::Plain(name) => match disk_named(name) {
+            Some((id, ..)) => engine.disk_info(id).map(Entity::Disk).into_iter().collect(),
+            None if name.is_empty() => Vec::new(),
+            None => snapshots_where(engine, |snap| snap.label.as_str() == name),
+        },
         Query::Snapshot(disk, key) => {
-            let Some(disk) = disks.into_iter().find(|known| known.name.as_str() == disk) else {
-                return Vec::new();
-            };
-            let snaps = engine.snapshots(disk.id);
-            pick(&snaps, key).map(|snap| Entity::Snapshot(disk, snap)).into_iter().collect()
+            let Some((id, ..)) = disk_named(disk) else { return Vec::new() };
+            let snap = pick(&engine.snapshots(id), key);
+            let found = snap.and_then(|snap| Some(Entity::Snapshot(engine.disk_info(id)?, snap)));
+            found.into_iter().collect()
         }
     }
 }
@@ -185,15 +178,11 @@ fn pick(snaps: &[SnapInfo], key: &str) -> Option<SnapInfo> {
     by_label.or_else(number).copied()
 }
 
-fn snapshots_where(
-    engine: &Engine,
-    disks: Vec<DiskInfo>,
-    wanted: impl Fn(&SnapInfo) -> bool,
-) -> Vec<Entity> {
+fn snapshots_where(engine: &Engine, wanted: impl Fn(&SnapInfo) -> bool) -> Vec<Entity> {
     let mut found = Vec::new();
-    for disk in disks.into_iter().filter(|disk| disk.snapshots > 0) {
-        for snap in engine.snapshots(disk.id).iter().filter(|snap| wanted(snap)) {
-            found.push(Entity::Snapshot(disk.clone(), *snap));
+    for (id, ..) in engine.disk_names() {
+        for snap in engine.snapshots(id).iter().filter(|snap| wanted(snap)) {
+            found.extend(engine.disk_info(id).map(|disk| Entity::Snapshot(disk, *snap)));
         }
     }
     found

@@ -72,9 +72,7 @@ fn keep(devices: &Mutex<Vec<Device>>, book: &Book, save: Save) -> Result<(), Err
     let gone = || Error::new(ErrorKind::NotFound, "the disk is not exported any more");
     let device = device.ok_or_else(gone)?;
     let (shard, disk) = (&device.store.shards[device.shard], device.disk);
-    let claims = shard.query(move |engine| {
-        engine.disks().into_iter().find(|known| known.id == disk).map(|known| known.claims)
-    })?;
+    let claims = shard.query(move |engine| engine.disk_info(disk).map(|known| known.claims))?;
     let claims = claims.ok_or_else(gone)?;
     let mut kept = Kept::from_bytes(&claims)
         .map_err(|fault| Error::new(ErrorKind::Corrupt, fault.to_string()))?;

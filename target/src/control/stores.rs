@@ -135,15 +135,19 @@ impl Control {
 
     fn format(&self, device: &Device, name: Name, params: &CreateStore) -> Result<Uuid, Error> {
         let uuid = random::new_uuid();
-        let plan = lamina_bdev::format_plan(&FormatParams {
+        let layout = FormatParams {
             uuid,
             name,
             device_bytes: device.size(),
             shards: params.shards,
             journal_bytes: params.journal_bytes,
             time: now_seconds(),
-        })?;
+        };
+        let plan = lamina_bdev::format_plan(&layout)?;
         self.refuse_without_memory(params.shards)?;
+        for (offset, len) in lamina_bdev::fixed_areas(&layout)? {
+            device.reserve(offset, len)?;
+        }
         let (last, first) = plan.split_last().expect("a format plan has writes");
         for write in first {
             device.write_at(&write.bytes, write.offset)?;
@@ -289,7 +293,7 @@ impl Control {
     /// # Errors
     /// `NotFound`; `Busy` while something of it is exported and not `force`; `Io`.
     pub fn close_store(&self, text: &str, force: bool) -> Result<(), Error> {
-        let _change = self.change()?;
+        let change = self.change()?;
         let Some(store) = self.open_stores().into_iter().find(|store| store.is_called(text)) else {
             return self.forget_failed(text);
         };
@@ -310,10 +314,18 @@ impl Control {
             return Err(Error::new(ErrorKind::Busy, why));
         }
         self.hide_store(&store)?;
+        drop(change);
+        // Its base may hang: other stores go on meanwhile.
         for export in &exports {
             export.take_down()?;
         }
-        self.exports().retain(|export| !exported(export));
+        let _change = self.change()?;
+        self.exports().retain(|export| !exports.iter().any(|ended| Arc::ptr_eq(export, ended)));
+        let open = self.open_stores().iter().any(|open| Arc::ptr_eq(open, &store));
+        if !open || self.exports().iter().any(exported) || self.shown_of_store(&store).is_some() {
+            let why = format!("store {} was changed while it was being closed", store.name);
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
         match self.checkpoint_shards(&store) {
             Ok(()) => {}
             // Closing is the way out of a base that failed: what was flushed is on it, and the

@@ -193,6 +193,16 @@ impl Region {
 pub struct GuestMemory {
     /// Sorted by guest address, without overlap.
     regions: Vec<Arc<Region>>,
+    /// Of each of them, in the same order: what a look-up needs.
+    places: Vec<Place>,
+}
+
+/// Where a region is for the guest, and for us.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u64,
+    end: u64,
+    host: usize,
 }
 
 impl GuestMemory {
@@ -216,7 +226,12 @@ impl GuestMemory {
                 ));
             }
         }
-        Ok(GuestMemory { regions })
+        let place = |region: &Arc<Region>| {
+            let spec = region.spec;
+            Place { start: spec.guest_addr, end: spec.guest_end(), host: region.host }
+        };
+        let places = regions.iter().map(place).collect();
+        Ok(GuestMemory { regions, places })
     }
 
     /// This memory and one more region.
@@ -268,19 +283,19 @@ impl GuestMemory {
 
     /// The region that holds `addr`; `hint` is the index of the last hit and is kept by the caller,
     /// because this structure is shared between threads.
-    fn find(&self, hint: &mut usize, addr: u64) -> Option<&Region> {
-        if let Some(region) = self.regions.get(*hint)
-            && addr >= region.spec.guest_addr
-            && addr < region.spec.guest_end()
+    #[inline]
+    fn find(&self, hint: &mut usize, addr: u64) -> Option<Place> {
+        if let Some(&place) = self.places.get(*hint)
+            && addr >= place.start
+            && addr < place.end
         {
-            return Some(region);
+            return Some(place);
         }
-        let after = self.regions.partition_point(|region| region.spec.guest_addr <= addr);
-        let index = after.checked_sub(1)?;
-        let region = &self.regions[index];
-        (addr < region.spec.guest_end()).then(|| {
+        let index = self.places.partition_point(|place| place.start <= addr).checked_sub(1)?;
+        let place = self.places[index];
+        (addr < place.end).then(|| {
             *hint = index;
-            &**region
+            place
         })
     }
 
@@ -288,6 +303,7 @@ impl GuestMemory {
     /// any byte of it is in no region, or if it is empty or wraps; pieces before the bad byte
     /// have been reported then.
     #[must_use]
+    #[inline]
     pub fn translate(
         &self,
         hint: &mut usize,
@@ -298,13 +314,37 @@ impl GuestMemory {
         let Some(end) = addr.checked_add(len) else { return false };
         let mut at = addr;
         while at < end {
-            let Some(region) = self.find(hint, at) else { return false };
-            let piece = end.min(region.spec.guest_end()) - at;
-            let host = region.host + (at - region.spec.guest_addr) as usize;
-            each(Seg { addr: host, len: piece as usize });
+            let Some(place) = self.find(hint, at) else { return false };
+            let piece = end.min(place.end) - at;
+            each(Seg { addr: place.host + (at - place.start) as usize, len: piece as usize });
             at += piece;
         }
         len > 0
+    }
+
+    /// True if the byte at `addr` is in a region.
+    #[inline]
+    #[must_use]
+    pub fn holds(&self, hint: &mut usize, addr: u64) -> bool {
+        self.find(hint, addr).is_some()
+    }
+
+    /// Copies guest memory out; `None` if any byte of the range is in no region.
+    #[inline]
+    #[must_use]
+    pub fn read_array<const N: usize>(&self, hint: &mut usize, addr: u64) -> Option<[u8; N]> {
+        let mut out = [0; N];
+        let place = self.find(hint, addr)?;
+        let at = place.host + (addr - place.start) as usize;
+        if place.end - addr >= N as u64 && at.is_multiple_of(8) && N.is_multiple_of(8) {
+            for (word, to) in out.chunks_exact_mut(8).enumerate() {
+                // SAFETY: inside a region of this memory, whose mapping `self` keeps; aligned.
+                let word = unsafe { std::ptr::read_volatile((at + 8 * word) as *const u64) };
+                to.copy_from_slice(&word.to_ne_bytes());
+            }
+            return Some(out);
+        }
+        self.read(hint, addr, &mut out).then_some(out)
     }
 
     /// Copies guest memory out; false if any byte of the range is in no region.
@@ -329,11 +369,22 @@ impl GuestMemory {
         })
     }
 
+    /// Writes one byte; false if it is in no region.
+    #[inline]
+    #[must_use]
+    pub fn write_u8(&self, hint: &mut usize, addr: u64, value: u8) -> bool {
+        let Some(place) = self.find(hint, addr) else { return false };
+        let at = place.host + (addr - place.start) as usize;
+        // SAFETY: inside a region of this memory, whose mapping `self` keeps.
+        unsafe { std::ptr::write_volatile(at as *mut u8, value) };
+        true
+    }
+
     /// Asks for the line at `addr`, which is about to be written (if it is there at all).
     #[inline]
     pub fn soon_written(&self, hint: &mut usize, addr: u64) {
-        if let Some(region) = self.find(hint, addr) {
-            far::soon_written(region.host + (addr - region.spec.guest_addr) as usize);
+        if let Some(place) = self.find(hint, addr) {
+            far::soon_written(place.host + (addr - place.start) as usize);
         }
     }
 
@@ -470,6 +521,17 @@ impl GuestSpan {
         let at = self.addr + offset;
         assert!(at.is_multiple_of(size), "offset {offset} is not aligned to {size}");
         at
+    }
+
+    /// Reads the two 64-bit words at byte `offset`, each once.
+    #[inline]
+    pub fn read_words(&self, offset: usize) -> (u64, u64) {
+        assert!(offset + 16 <= self.len, "offset {offset} is outside of a {} span", self.len);
+        let at = self.addr + offset;
+        assert!(at.is_multiple_of(8), "offset {offset} is not aligned to 8");
+        // SAFETY: bounds and alignment were just checked; the mapping is kept by `self`.
+        let word = |i: usize| unsafe { std::ptr::read_volatile((at + 8 * i) as *const u64) };
+        (u64::from_le(word(0)), u64::from_le(word(1)))
     }
 
     plain_access!(read_u8, write_u8, u8);

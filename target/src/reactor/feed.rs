@@ -9,12 +9,15 @@
 //! A random block of a store in RAM is in no cache. Fetched in one go, it keeps the core waiting as
 //! long as the rest of the request takes; fetched a few lines at a time, it comes meanwhile. What
 //! is left when no more requests come, the shard's turn copies as it does without this.
+//!
+//! Most requests are such that the engine only says where their bytes are ([`Engine::at_once`]):
+//! they are done when they have been copied, in the order in which they came.
 
-use lamina_bdev::{BaseOp, Engine, Request, Seg};
+use lamina_bdev::{AtOnce, BaseOp, Engine, Op, Request, Seg};
 
 use crate::base::{Base, Operation, RamBase};
 use crate::mem::far::{self, LINE};
-use crate::vhost::Submit;
+use crate::vhost::{Submit, Taken};
 
 /// Operations that wait behind the newest while their blocks come.
 const LAG: usize = 5;
@@ -33,6 +36,7 @@ pub struct Ahead {
     /// Number of the first one, and of the next to be added.
     first: usize,
     next: usize,
+    copies: Copies,
 }
 
 impl Ahead {
@@ -63,6 +67,54 @@ impl Ahead {
     }
 }
 
+/// Copies that wait while their blocks come, in order.
+#[derive(Debug, Default)]
+struct Copies {
+    queue: [Transfer; LAG + 1],
+    first: usize,
+    next: usize,
+    /// How many of them are writes.
+    writes: usize,
+}
+
+/// Bytes to be moved between a request's memory and the base.
+#[derive(Clone, Copy, Debug, Default)]
+struct Transfer {
+    write: bool,
+    /// In the region.
+    offset: u64,
+    memory: Seg,
+}
+
+impl Copies {
+    fn len(&self) -> usize {
+        self.next - self.first
+    }
+
+    fn add(&mut self, copy: Transfer) {
+        assert!(self.len() <= LAG, "the oldest is carried out before the next but one comes");
+        self.queue[self.next % (LAG + 1)] = copy;
+        self.next += 1;
+        self.writes += usize::from(copy.write);
+    }
+
+    /// Carries the oldest out.
+    #[inline]
+    fn run(&mut self, ram: &mut RamBase) {
+        let Transfer { write, offset, memory } = self.queue[self.first % (LAG + 1)];
+        self.first += 1;
+        self.writes -= usize::from(write);
+        let op = if write { BaseOp::Write } else { BaseOp::Read };
+        ram.copy(op, offset, &memory);
+    }
+
+    fn run_all(&mut self, ram: &mut RamBase) {
+        while self.len() > 0 {
+            self.run(ram);
+        }
+    }
+}
+
 /// The engine of a shard with its base.
 pub struct Feed<'a> {
     /// Takes the requests.
@@ -75,17 +127,65 @@ pub struct Feed<'a> {
     pub segs: &'a mut Vec<Seg>,
 }
 
+impl Feed<'_> {
+    /// Carries out what waits. To be called before anything else is asked of the engine.
+    pub fn finish(&mut self) {
+        if let Some(ram) = self.base.ram() {
+            self.ahead.copies.run_all(ram);
+        }
+    }
+
+    /// The straight way, for what it is there for.
+    #[inline]
+    fn at_once(&mut self, request: &Request, segs: &[Seg]) -> bool {
+        let Feed { engine, base, ahead, .. } = self;
+        let [memory] = segs else { return false };
+        if !base.answers_at_once() {
+            return false;
+        }
+        let offset = match engine.at_once(request, segs) {
+            AtOnce::No => return false,
+            AtOnce::Zeroed => return true,
+            AtOnce::Move { offset } => offset,
+        };
+        if let Base::Null(null) = &mut **base {
+            null.leave(offset, memory.len);
+            return true;
+        }
+        let ram = base.ram().expect("looked at above");
+        let write = request.op == Op::Write;
+        if !write {
+            ahead.add(ram.address(offset, memory.len), memory.len);
+        }
+        ahead.copies.add(Transfer { write, offset, memory: *memory });
+        ahead.step();
+        if ahead.copies.len() > LAG {
+            ahead.copies.run(ram);
+            ahead.step();
+        }
+        true
+    }
+}
+
 impl Submit for Feed<'_> {
-    fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool {
+    fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
+        if self.at_once(request, segs) {
+            return Taken::Done;
+        }
+        if self.ahead.copies.writes > 0 {
+            self.finish();
+        }
         let before = self.engine.waiting_io();
-        let taken = self.engine.submit(request, segs);
+        if !self.engine.submit(request, segs) {
+            return Taken::No;
+        }
         // Others take their operations once a turn.
-        let Base::Ram(ram) = &mut *self.base else { return taken };
+        let Some(ram) = self.base.ram() else { return Taken::Later };
         let started = self.engine.waiting_io() - before;
         for place in before..before + started {
             let Some(io) = self.engine.coming_io(place) else { break };
             if io.op == BaseOp::Read {
-                self.ahead.add(ram.address(&Operation::from(io)), io.len as usize);
+                self.ahead.add(ram.address(io.offset, io.len as usize), io.len as usize);
             }
         }
         self.ahead.step();
@@ -96,7 +196,7 @@ impl Submit for Feed<'_> {
             run(self.engine, ram, self.segs);
             self.ahead.step();
         }
-        taken
+        Taken::Later
     }
 
     fn breathe(&mut self) {
@@ -161,6 +261,8 @@ mod tests {
         ahead: Ahead,
         segs: Vec<Seg>,
         now: u64,
+        /// Answers so far.
+        done: usize,
     }
 
     impl Rig {
@@ -185,7 +287,7 @@ mod tests {
             let config = Config { slots: 64, cache_bytes: 4 << 20 };
             let engine = Engine::open(config, base.traits(), &label, 0);
             let (ahead, segs) = (Ahead::default(), Vec::new());
-            let mut rig = Rig { engine, base: Base::Ram(base), ahead, segs, now: 0 };
+            let mut rig = Rig { engine, base: Base::Ram(base), ahead, segs, now: 0, done: 0 };
             while rig.engine.state() == EngineState::Opening {
                 rig.turn();
             }
@@ -195,6 +297,8 @@ mod tests {
         /// What a shard's turn does after it has fed the engine.
         fn turn(&mut self) {
             self.now += 1_000_000;
+            let Rig { engine, base, ahead, segs, .. } = self;
+            Feed { engine, base, ahead, segs }.finish();
             self.engine.tick(self.now);
             let Base::Ram(ram) = &mut self.base else { unreachable!("made so") };
             while self.engine.waiting_io() > 0 {
@@ -221,29 +325,41 @@ mod tests {
             }
         }
 
-        fn submit(&mut self, handle: Handle, op: Op, block: usize, memory: &mut [u8]) {
-            // In two pieces, so that operations are gathered too.
-            let (first, second) = memory.split_at_mut(512);
+        /// In two pieces (`cut`), so that operations are gathered, or in one, so that they are
+        /// done at once.
+        fn submit(&mut self, handle: Handle, op: Op, block: usize, memory: &mut [u8], cut: bool) {
             let seg = |bytes: &mut [u8]| Seg {
                 addr: bytes.as_mut_ptr().expose_provenance(),
                 len: bytes.len(),
             };
-            let segs = [seg(first), seg(second)];
+            let segs = if cut {
+                let (first, second) = memory.split_at_mut(512);
+                vec![seg(first), seg(second)]
+            } else {
+                vec![seg(memory)]
+            };
             let (offset, len) = ((block * BLOCK) as u64, memory.len() as u64);
             let request = Request { cookie: 0, handle, op, offset, len, fua: false };
             let Rig { engine, base, ahead, segs: room, .. } = self;
-            assert!(Feed { engine, base, ahead, segs: room }.submit(&request, &segs));
+            match (Feed { engine, base, ahead, segs: room }).submit(&request, &segs) {
+                Taken::No => panic!("there is room"),
+                Taken::Later => {}
+                Taken::Done => self.done += 1,
+            }
         }
 
         fn finish(&mut self, count: usize) {
-            let mut done = 0;
-            while done < count {
+            loop {
                 self.turn();
                 while let Some(answer) = self.engine.next_done() {
                     assert_eq!(answer.status, Status::Ok);
-                    done += 1;
+                    self.done += 1;
+                }
+                if self.done >= count {
+                    break;
                 }
             }
+            assert_eq!(std::mem::take(&mut self.done), count, "each is answered once");
         }
     }
 
@@ -254,25 +370,30 @@ mod tests {
         let mut rig = Rig::new();
         let handle = rig.disk(1 << 20);
         let content = |block: usize, round: usize| (block * 7 + round * 101 + 1) as u8;
-        for round in 0..3 {
+        for round in 0..6 {
+            let cut = round % 2 == 0;
             let mut writes: Vec<_> =
                 (0..BLOCKS).map(|block| vec![content(block, round); BLOCK]).collect();
             for (block, memory) in writes.iter_mut().enumerate() {
-                rig.submit(handle, Op::Write, block, memory);
+                rig.submit(handle, Op::Write, block, memory, cut);
             }
             rig.finish(BLOCKS);
             let mut reads = vec![vec![0; BLOCK]; BLOCKS];
             let mut over = vec![vec![0xaa; BLOCK]; BLOCKS];
             for (block, over) in over.iter_mut().enumerate().take(BLOCKS / 2) {
-                rig.submit(handle, Op::Read, block, &mut reads[block]);
-                rig.submit(handle, Op::Write, block, over);
-                rig.submit(handle, Op::Read, block, &mut reads[BLOCKS - 1 - block]);
+                rig.submit(handle, Op::Read, block, &mut reads[block], cut);
+                rig.submit(handle, Op::Write, block, over, cut);
+                rig.submit(handle, Op::Read, block, &mut reads[BLOCKS - 1 - block], cut);
             }
             assert!(rig.engine.waiting_io() <= LAG, "the oldest are carried out at once");
+            if !cut {
+                assert_eq!(rig.done, BLOCKS / 2 * 3, "all that are hits are done");
+                assert_eq!(rig.ahead.copies.len(), LAG, "the newest wait for their lines");
+            }
             rig.finish(BLOCKS / 2 * 3);
             for (block, over) in over.iter().enumerate().take(BLOCKS / 2) {
-                assert_eq!(reads[block], writes[block], "before the overwrite");
-                assert_eq!(&reads[BLOCKS - 1 - block], over, "after it");
+                assert!(reads[block] == writes[block], "before the overwrite");
+                assert!(&reads[BLOCKS - 1 - block] == over, "after it");
             }
         }
     }

@@ -26,10 +26,12 @@ use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
 use crate::nvmf::devices::{Engines, NVMF_INDEX};
-use crate::vhost::{BlkExport, ExportMsg, Submit};
+use crate::vhost::{BATCH_MAX, BlkExport, ExportMsg, Submit, Taken};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
 const ROUNDS_MAX: usize = 16;
+/// Rounds in which several queues of a shard are polled in one turn, each for a part of a batch.
+const FAIR_ROUNDS: usize = 4;
 /// Turns from one look at how full the shard is to the next; one comes before sleep as well.
 const WATCH_TURNS: u32 = 16;
 /// Log events taken from an engine in one turn.
@@ -142,13 +144,11 @@ impl Shard {
 
     /// One turn. True if there was anything to do.
     pub fn turn(&mut self, now_ns: u64) -> bool {
+        // What NVMe queues have asked for.
+        self.feed().finish();
         let mut worked = self.collect();
         if self.engine.state() == EngineState::Ready {
-            let Shard { engine, base, ahead, segs, .. } = self;
-            let mut feed = Feed { engine, base, ahead, segs };
-            for slot in self.exports.iter_mut().flatten() {
-                worked |= slot.export.poll_into(&mut feed);
-            }
+            worked |= self.poll_exports();
             worked |= self.clients.pump(&mut self.engine);
         }
         // What RAM can finish now still gets into the batch that the tick closes.
@@ -168,6 +168,34 @@ impl Shard {
             slot.export.end_turn();
         }
         worked
+    }
+
+    /// Takes what guests ask for, and tells them of what was done at once: that does not wait for
+    /// the rest of the turn, nor, where there are several queues, for a batch of another one.
+    fn poll_exports(&mut self) -> bool {
+        let Shard { engine, base, ahead, segs, exports, .. } = self;
+        let queues: usize = exports.iter().flatten().map(|slot| slot.export.queues()).sum();
+        let rounds = if queues > 1 { FAIR_ROUNDS } else { 1 };
+        let mut feed = Feed { engine, base, ahead, segs };
+        for round in 0..rounds {
+            let mut moved = false;
+            for slot in exports.iter_mut().flatten() {
+                moved |= slot.export.poll_batch(&mut feed, BATCH_MAX / rounds);
+            }
+            if !moved {
+                return round > 0;
+            }
+            feed.finish();
+            for slot in exports.iter_mut().flatten() {
+                slot.export.publish();
+            }
+        }
+        true
+    }
+
+    fn feed(&mut self) -> Feed<'_> {
+        let Shard { engine, base, ahead, segs, .. } = self;
+        Feed { engine, base, ahead, segs }
     }
 
     /// Takes the answers of the base.
@@ -325,6 +353,11 @@ impl Shard {
         }
     }
 
+    /// Carries out what was answered and waits for its bytes: before the base is given away.
+    pub fn finish(&mut self) {
+        self.feed().finish();
+    }
+
     /// Its base, for a host that moves shards between threads.
     pub fn base_mut(&mut self) -> &mut Base {
         &mut self.base
@@ -336,10 +369,13 @@ impl Shard {
         if self.engine.state() != EngineState::Ready {
             return None;
         }
-        let Shard { engine, base, ahead, segs: room, .. } = self;
-        let taken = Feed { engine, base, ahead, segs: room }.submit(request, segs);
-        self.nvmf_in_flight += usize::from(taken);
-        Some(taken)
+        let taken = self.feed().submit(request, segs);
+        match taken {
+            Taken::No => return Some(false),
+            Taken::Later => self.nvmf_in_flight += 1,
+            Taken::Done => self.nvmf_dones.push((request.cookie, Status::Ok)),
+        }
+        Some(true)
     }
 
     /// Moves the answers to requests that came by [`Shard::submit`] to `dones`.

@@ -191,7 +191,7 @@ fn find_status(descs: &[Desc], memory: &GuestMemory, hint: &mut usize) -> Result
         return Err(Fault::NoStatus);
     }
     let addr = last.addr.checked_add(u64::from(last.len) - 1).ok_or(Fault::NoStatus)?;
-    if memory.translate(hint, addr, 1, |_| {}) { Ok(addr) } else { Err(Fault::NoStatus) }
+    if memory.holds(hint, addr) { Ok(addr) } else { Err(Fault::NoStatus) }
 }
 
 /// Splits the chain into header, data and status. `None`: an empty or stray descriptor, readable
@@ -218,9 +218,13 @@ fn lay_out(
             &mut layout.in_len
         } else {
             let part = len.min((HEADER_BYTES - header_len) as u64) as usize;
-            let rest = &mut layout.header[header_len..header_len + part];
-            if part > 0 && !memory.read(hint, addr, rest) {
-                return None;
+            if part == HEADER_BYTES {
+                layout.header = memory.read_array(hint, addr)?;
+            } else if part > 0 {
+                let rest = &mut layout.header[header_len..header_len + part];
+                if !memory.read(hint, addr, rest) {
+                    return None;
+                }
             }
             header_len += part;
             addr = addr.checked_add(part as u64)?;

@@ -20,21 +20,27 @@ pub(super) struct TableRules {
 #[derive(Debug)]
 pub(super) struct Chain {
     descs: Vec<Desc>,
+    /// One of them is, or was, a table.
+    indirect: bool,
 }
 
 impl Chain {
     /// Room for the longest chain there can be: a full ring, the last entry of which is a table.
     pub(super) fn new() -> Chain {
-        Chain { descs: Vec::with_capacity(usize::from(QUEUE_SIZE_MAX) + TABLE_MAX) }
+        let descs = Vec::with_capacity(usize::from(QUEUE_SIZE_MAX) + TABLE_MAX);
+        Chain { descs, indirect: false }
     }
 
     pub(super) fn clear(&mut self) {
         self.descs.clear();
+        self.indirect = false;
     }
 
     /// Adds a descriptor; the callers bound how many.
+    #[inline]
     pub(super) fn push(&mut self, desc: Desc) {
         assert!(self.descs.len() < self.descs.capacity(), "a chain never allocates");
+        self.indirect |= desc.has(DESC_INDIRECT);
         self.descs.push(desc);
     }
 
@@ -43,7 +49,20 @@ impl Chain {
     }
 
     /// Replaces an indirect descriptor, which must be the last, by its table's descriptors.
+    #[inline]
     pub(super) fn expand(
+        &mut self,
+        memory: &GuestMemory,
+        hint: &mut usize,
+        rules: TableRules,
+    ) -> Result<(), Fault> {
+        if !self.indirect {
+            return Ok(());
+        }
+        self.expand_table(memory, hint, rules)
+    }
+
+    fn expand_table(
         &mut self,
         memory: &GuestMemory,
         hint: &mut usize,

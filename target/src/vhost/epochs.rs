@@ -65,7 +65,7 @@ impl Epochs {
             .rev()
             .find(|epoch| epoch.number == number)
             .expect("a table with requests in flight is kept");
-        let written = epoch.memory.write(hint, addr, &[status]);
+        let written = epoch.memory.write_u8(hint, addr, status);
         assert!(written, "the address was checked against this very table");
         epoch.in_flight -= 1;
         if epoch.in_flight == 0 && epoch.done.is_some() {

@@ -8,7 +8,7 @@ use super::blk::Device;
 use super::epochs::Epochs;
 use super::features::Negotiated;
 use super::message::{ExportMsg, StoppedQueue};
-use super::queue::{Queue, Submit};
+use super::queue::{BATCH_MAX, Queue, Submit};
 use super::vring::Fault;
 
 /// Most queues of one export.
@@ -125,6 +125,11 @@ impl BlkExport {
 
     /// The same, into whatever takes requests.
     pub fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
+        self.poll_batch(engine, BATCH_MAX)
+    }
+
+    /// The same, at most `batch` from each queue.
+    pub fn poll_batch(&mut self, engine: &mut impl Submit, batch: usize) -> bool {
         if self.running.is_empty() {
             return false;
         }
@@ -132,7 +137,8 @@ impl BlkExport {
         for index in &self.running {
             let Some(queue) = &mut self.queues[usize::from(*index)] else { continue };
             let before = queue.in_flight();
-            let polled = queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine);
+            let polled =
+                queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine, batch);
             self.in_flight = self.in_flight - before + queue.in_flight();
             moved |= polled.moved;
             // Memory that was lost reads as zeroes, which looks like any fault, or none.

@@ -48,6 +48,6 @@ pub use export::{BlkExport, ExportConfig, QUEUES_MAX, QueueStopped, SERIAL_BYTES
 pub use features::Negotiated;
 pub use inflight::{InflightLog, LogShape};
 pub use message::{EventKind, ExportMsg, Reply, StoppedQueue};
-pub use queue::{Queue, QueueSetup, Submit};
+pub use queue::{BATCH_MAX, Queue, QueueSetup, Submit, Taken};
 pub use socket::{ExportServer, ExportStatus, ServeConfig, serve};
 pub use vring::{Fault, QUEUE_SIZE_MAX, RingAddrs, RingFeatures, RingSpans};

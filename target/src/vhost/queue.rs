@@ -1,14 +1,14 @@
 //! One virtqueue being served: ring, requests in flight, and what waits for room in the engine.
 //!
 //! ```text
-//!  ring.pop ─► parse ─► slot ─► submit ─► (engine) ─► complete ─► status, used entry ─► publish
-//!                        │         └ refused: stays `pending`, first thing next turn
-//!                        └ answered at once: errors, GET_ID
+//!  ring.pop ─► parse ─► submit ─► slot ─► (engine) ─► complete ─► status, used entry ─► publish
+//!                 │        │  └ refused: slot, stays `pending`, first thing next turn
+//!                 └────────┴─ answered at once: no slot. Errors, GET_ID; hits on a base of RAM
 //! ```
 
 use lamina_bdev::{Engine, Op, Request, Seg, Status};
 
-use super::blk::{self, Action, Answer, Device, Operands};
+use super::blk::{self, Action, Answer, Device, Operands, Parsed};
 use super::chain::Chain;
 use super::epochs::Epochs;
 use super::eventfd::EventFd;
@@ -19,22 +19,34 @@ use super::message::{EventKind, Reply, StoppedQueue};
 use super::vring::{Fault, Head, Ring, RingFeatures, RingSpans};
 use super::vring_packed::PackedRing;
 use super::vring_split::SplitRing;
+use crate::mem::guest::GuestMemory;
 
 /// Chains taken from one queue in one turn, so that queues share a reactor fairly.
-const BATCH_MAX: usize = 32;
+pub const BATCH_MAX: usize = 32;
+
+/// What became of a request given to [`Submit::submit`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// There is no room, nothing was accepted.
+    No,
+    /// It will be answered.
+    Later,
+    /// It is done, well, as soon as this turn publishes: its memory must stay until then.
+    Done,
+}
 
 /// Where requests go: an engine, what stands before it, or a test.
 pub trait Submit {
-    /// False: there is no room, nothing was accepted.
-    fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool;
+    /// Takes a request, or says why not.
+    fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken;
 
     /// Called between the steps of a request, for what is better done a little at a time.
     fn breathe(&mut self) {}
 }
 
 impl Submit for Engine {
-    fn submit(&mut self, request: &Request, segs: &[Seg]) -> bool {
-        Engine::submit(self, request, segs)
+    fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
+        if Engine::submit(self, request, segs) { Taken::Later } else { Taken::No }
     }
 }
 
@@ -203,7 +215,7 @@ impl Queue {
         Some(fault)
     }
 
-    /// Takes what is available, up to a batch, and submits it. After a fault the caller has to
+    /// Takes what is available, up to `batch` chains, and submits it. After a fault the caller has to
     /// [`fail`](Self::fail) the queue.
     pub(super) fn poll(
         &mut self,
@@ -211,19 +223,20 @@ impl Queue {
         epochs: &mut Epochs,
         cookie_base: u64,
         engine: &mut impl Submit,
+        batch: usize,
     ) -> Polled {
         let mut polled = Polled { moved: false, fault: None };
-        for _ in 0..BATCH_MAX {
-            if !self.submit_pending(device, cookie_base, engine) || !self.is_live() {
+        for _ in 0..batch {
+            if !self.submit_pending(device, epochs, cookie_base, engine) || !self.is_live() {
                 return polled;
             }
-            match self.take(device, epochs, engine) {
+            match self.take(device, epochs, cookie_base, engine) {
                 Ok(true) => polled.moved = true,
                 Ok(false) => return polled,
                 Err(fault) => return Polled { fault: Some(fault), ..polled },
             }
         }
-        self.submit_pending(device, cookie_base, engine);
+        self.submit_pending(device, epochs, cookie_base, engine);
         polled
     }
 
@@ -232,6 +245,7 @@ impl Queue {
         &mut self,
         device: &Device,
         epochs: &mut Epochs,
+        cookie_base: u64,
         engine: &mut impl Submit,
     ) -> Result<bool, Fault> {
         let memory = epochs.current();
@@ -243,7 +257,29 @@ impl Queue {
             blk::parse(self.chain.descs(), memory, &mut self.hint, device, &mut self.operands)?;
         memory.soon_written(&mut self.hint, parsed.status_addr);
         engine.breathe();
-        let index = self.free_slots.pop().expect("a ring holds no more chains than slots");
+        let index = *self.free_slots.last().expect("a ring holds no more chains than slots");
+        let mut outstanding = 0;
+        match parsed.action {
+            Action::Reply(answer) => {
+                self.answer(head, &parsed, answer, memory);
+                return Ok(true);
+            }
+            Action::Transfer { op, offset, len, fua } => {
+                let cookie = cookie_base | u64::from(self.index) << 16 | u64::from(index);
+                let request = Request { cookie, handle: device.handle, op, offset, len, fua };
+                let segs: &[Seg] = if op == Op::Flush { &[] } else { &self.operands.segs };
+                match engine.submit(&request, segs) {
+                    Taken::Done => {
+                        self.answer(head, &parsed, Answer::Ok, memory);
+                        return Ok(true);
+                    }
+                    Taken::Later => outstanding = 1,
+                    Taken::No => {}
+                }
+            }
+            Action::Pieces { .. } => {}
+        }
+        self.free_slots.pop();
         let slot = &mut self.slots[usize::from(index)];
         assert!(!slot.in_use);
         *slot = Slot {
@@ -251,22 +287,31 @@ impl Queue {
             epoch: epochs.enter(),
             status_addr: parsed.status_addr,
             written: parsed.written,
-            outstanding: 0,
+            outstanding,
             status: Status::Ok,
             in_use: true,
         };
         self.in_flight += 1;
-        match parsed.action {
-            Action::Reply(answer) => self.finish(index, answer, epochs),
-            action => self.pending = Some(Pending { slot: index, action, next_piece: 0 }),
+        if outstanding == 0 {
+            self.pending = Some(Pending { slot: index, action: parsed.action, next_piece: 0 });
         }
         Ok(true)
+    }
+
+    /// Answers a chain that was just taken and needs no slot.
+    fn answer(&mut self, head: Head, parsed: &Parsed, answer: Answer, memory: &GuestMemory) {
+        let written = if answer == Answer::Ok { parsed.written } else { 1 };
+        let there = memory.write_u8(&mut self.hint, parsed.status_addr, answer as u8);
+        assert!(there, "the address was checked against this very table");
+        self.ring.push_used(head, written);
+        self.unpublished = true;
     }
 
     /// Hands the pending request to the engine; false if the engine has no room for (all of) it.
     fn submit_pending(
         &mut self,
         device: &Device,
+        epochs: &mut Epochs,
         cookie_base: u64,
         engine: &mut impl Submit,
     ) -> bool {
@@ -284,18 +329,25 @@ impl Queue {
         match pending.action {
             Action::Transfer { op, offset, len, fua } => {
                 let segs: &[Seg] = if op == Op::Flush { &[] } else { &self.operands.segs };
-                if !engine.submit(&request(op, offset, len, fua), segs) {
-                    return false;
+                match engine.submit(&request(op, offset, len, fua), segs) {
+                    Taken::No => return false,
+                    Taken::Later => slot.outstanding += 1,
+                    Taken::Done => {
+                        let index = pending.slot;
+                        self.pending = None;
+                        self.finish(index, Answer::Ok, epochs);
+                        return true;
+                    }
                 }
-                slot.outstanding += 1;
             }
             Action::Pieces { op } => {
                 let fua = device.negotiated.writes_through(device.write_cache);
                 while let Some(piece) = self.operands.pieces.get(pending.next_piece) {
-                    if !engine.submit(&request(op, piece.offset, piece.len, fua), &[]) {
-                        return false;
+                    match engine.submit(&request(op, piece.offset, piece.len, fua), &[]) {
+                        Taken::No => return false,
+                        Taken::Later => slot.outstanding += 1,
+                        Taken::Done => unreachable!("only transfers are done at once"),
                     }
-                    slot.outstanding += 1;
                     pending.next_piece += 1;
                 }
             }

@@ -168,10 +168,8 @@ impl PackedRing {
                 return Err(Fault::ChainTooLong);
             }
             let offset = usize::from(at.index) * DESC_BYTES;
-            let desc = Desc::packed(
-                self.spans.desc.read_u64(offset),
-                self.spans.desc.read_u64(offset + 8),
-            );
+            let (addr, rest) = self.spans.desc.read_words(offset);
+            let desc = Desc::packed(addr, rest);
             chain.push(desc);
             count += 1;
             at = at.advance(1, self.size);

@@ -161,7 +161,8 @@ impl SplitRing {
                 return Err(Fault::NextOutOfRange);
             }
             let at = usize::from(index) * DESC_BYTES;
-            let desc = Desc::split(self.spans.desc.read_u64(at), self.spans.desc.read_u64(at + 8));
+            let (addr, rest) = self.spans.desc.read_words(at);
+            let desc = Desc::split(addr, rest);
             chain.push(desc);
             if !desc.has(DESC_NEXT) {
                 return Ok(());

@@ -343,3 +343,37 @@ fn a_full_store_fails_writes_and_nothing_else() {
     small.expect(&model, "the other disk, at the end");
     daemon.stop();
 }
+
+#[test]
+fn a_store_that_keeps_no_data_puts_nobodys_bytes_into_a_readers_memory() {
+    let dir = Dir::new();
+    let mut daemon = Daemon::start(&dir, &[]);
+    daemon.call(LaminaStoreCreate {
+        name: "null".into(),
+        path: "null:1G".into(),
+        ..LaminaStoreCreate::default()
+    });
+    for name in ["one", "two"] {
+        create_disk(&mut daemon, name, DISK);
+        attach(&mut daemon, name, name);
+    }
+    let mut one = Guest::connect(&dir.path("d.run/one"));
+    let mut two = Guest::connect(&dir.path("d.run/two"));
+    // Whole blocks, parts of blocks, and parts across blocks: what one of them wrote is nowhere.
+    let pieces = [(0, 4096), (512, 512), (4096 + 1024, 3072), (8192 - 512, 1024), (0, 65_536)];
+    for (offset, len) in pieces {
+        one.write(0, 0, offset, &vec![0x11; len]);
+        one.finish(1);
+        two.write(0, 0, offset, &vec![0x22; len]);
+        two.finish(1);
+        for (offset, len) in pieces {
+            two.slot(1).fill(0x33);
+            two.read(1, 1, offset, len);
+            two.finish(1);
+            // Left as it was, or zeros where nothing was ever written.
+            let own = two.slot(1).iter().all(|byte| [0x33, 0].contains(byte));
+            assert!(own, "{len} bytes at {offset}");
+        }
+    }
+    daemon.stop();
+}

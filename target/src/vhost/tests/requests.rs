@@ -27,6 +27,33 @@ fn reads_and_writes_reach_the_disk_without_a_copy() {
 }
 
 #[test]
+fn answers_on_the_spot_and_later_ones_mix() {
+    both(|packed| {
+        let mut rig = Rig::new(packed);
+        rig.disk.at_once = true;
+        for round in 0..40 {
+            rig.prove(0, 8 * (round % 3));
+            // Three in a batch: on the spot, later, on the spot after waiting for room.
+            let before = rig.disk.seen.len();
+            rig.offer(0, 1, WRITE, 8, 4096);
+            rig.offer(0, 2, FLUSH, 0, 0);
+            rig.offer(0, 3, READ, 8, 4096);
+            rig.disk.room = 2;
+            rig.turn();
+            assert_eq!((rig.status(1), rig.status(2), rig.status(3)), (OK, OK, 0xee));
+            assert_eq!(rig.export.in_flight(), 1, "what found no room waits");
+            rig.disk.room = usize::MAX;
+            rig.turn();
+            assert_eq!(rig.status(3), OK);
+            assert!(rig.export.idle());
+            assert_eq!(rig.disk.seen.len(), before + 3);
+            let lens: Vec<u32> = std::iter::from_fn(|| rig.used(0)).map(|(_, len)| len).collect();
+            assert_eq!(lens, [1, 1, 4097]);
+        }
+    });
+}
+
+#[test]
 fn any_layout_is_understood() {
     both(|packed| {
         let p = parts(1);
