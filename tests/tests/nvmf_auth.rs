@@ -2,6 +2,7 @@
 //! else stays outside; inside TLS too.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use lamina_nvmf::auth::{AuthKey, Group, HashId, HostSide};
 use lamina_nvmf::tls_psk::ConfiguredKey;
@@ -192,4 +193,38 @@ fn tls_and_authentication_are_both_asked_for_where_both_are_set() {
     let plain = Connection { tls_keys: Vec::new(), ..secure };
     let refused = Controller::try_connect(plain).expect("a connection").expect_err("no TLS");
     assert_eq!(refused.code(), Status::CONNECT_INVALID_HOST.code());
+}
+
+/// The largest group costs tens of milliseconds a host, whoever it is.
+#[test]
+fn hosts_that_compute_keys_hold_up_nobody_else() {
+    let (host, target) = (key(1, HashId::Sha256), key(2, HashId::Sha512));
+    let exported = exported(&host, &target);
+    let mut controller = connected(&exported, &host, None);
+    let mut asking: Vec<(Queue, u16)> = (0..40)
+        .map(|_| {
+            let opened = exported.connection().open_queue(0, 0xffff, 32);
+            let (mut queue, _) = opened.expect("a connection");
+            let name = Host::new(1).nqn;
+            let side = HostSide::new(&name, NQN, host.clone(), None, 1);
+            let message = side.negotiate(&HashId::ALL, &[Group::Ffdhe8192]);
+            let send = command(fabrics::AUTHENTICATION_SEND, message.len() as u32);
+            let cid = queue.submit(send, Payload::Out(message));
+            (queue, cid)
+        })
+        .collect();
+    for (queue, _) in &mut asking {
+        queue.flush().expect("an open connection");
+    }
+    controller.keep_alive().expect("an answer");
+    let at_once = Duration::from_millis(1);
+    let waiting = asking
+        .iter_mut()
+        .filter_map(|(queue, cid)| queue.is_done(*cid, at_once).ok().filter(|done| !done))
+        .count();
+    assert!(waiting > 0, "others are served while keys are computed");
+    for (queue, cid) in &mut asking {
+        let done = queue.is_done(*cid, Duration::from_secs(60)).expect("an open connection");
+        assert!(done, "everybody gets a turn");
+    }
 }

@@ -60,11 +60,14 @@ pub struct Options {
     pub packed: bool,
     /// Hugepages of 2 MiB for its memory: SPDK's vhost serves no other.
     pub huge: bool,
+    /// The device may have no flush, as SPDK's logical volumes.
+    pub unflushed: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { queues: 1, slots: 32, data_bytes: 64 << 10, packed: false, huge: false }
+        let (packed, huge, unflushed) = (false, false, false);
+        Options { queues: 1, slots: 32, data_bytes: 64 << 10, packed, huge, unflushed }
     }
 }
 
@@ -156,7 +159,8 @@ impl Device {
         said("SET_OWNER", frontend.set_owner())?;
         let offered = said("GET_FEATURES", frontend.get_features())?;
         let packed = if self.options.packed { F_RING_PACKED } else { 0 };
-        let needed = F_VERSION_1 | F_FLUSH | protocol_bit | packed;
+        let flush = if self.options.unflushed { 0 } else { F_FLUSH };
+        let needed = F_VERSION_1 | flush | protocol_bit | packed;
         if offered & needed != needed {
             return Err(format!("the device offers {offered:#x}, and {needed:#x} is needed"));
         }

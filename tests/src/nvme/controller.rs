@@ -1,6 +1,7 @@
 //! A host's controller: admin queue, I/O queues, what hosts ask first.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use lamina_nvmf::host::{Done, Options, Payload};
 use lamina_nvmf::tls_psk::TlsKey;
@@ -16,6 +17,9 @@ const CC: u32 = 0x14;
 const CSTS: u32 = 0x1c;
 /// CC: enabled, 4 KiB pages, 64- and 16-byte entries.
 const CC_ENABLE: u32 = 1 | 6 << 16 | 4 << 20;
+
+/// CAP.TO.
+const READY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Who connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,8 +131,25 @@ impl Controller {
         let cntlid = done.completion.dw0 as u16;
         let mut controller = Controller { connection, cntlid, admin };
         controller.set_property(CC, CC_ENABLE);
-        assert_eq!(controller.property(CSTS) & 1, 1, "an enabled controller is ready");
+        // Not at once where writes of an earlier association of this host are still under way.
+        controller.wait_for_status(1, 1);
         Ok(Ok(controller))
+    }
+
+    /// Waits, as long as CAP.TO lets a host wait, until the bits of `mask` in CSTS are `value`.
+    ///
+    /// # Panics
+    /// They are not in time.
+    pub fn wait_for_status(&mut self, mask: u32, value: u32) {
+        let end = Instant::now() + READY_TIMEOUT;
+        loop {
+            let status = self.property(CSTS);
+            if status & mask == value {
+                return;
+            }
+            assert!(Instant::now() < end, "CSTS is {status:#x}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The same, which must succeed.

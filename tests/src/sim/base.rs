@@ -27,6 +27,8 @@ use super::rng::{Rng, mix};
 const STALL_MEAN_NS: u64 = 3_000_000_000;
 /// The longest stall.
 const STALL_MAX_NS: u64 = 30_000_000_000;
+/// Mean of a while without space.
+const FULL_MEAN_NS: u64 = 400_000_000;
 /// Not completed yet.
 pub(super) const IN_FLIGHT: u64 = u64::MAX;
 
@@ -99,12 +101,19 @@ pub struct Injected {
     pub writes: u32,
     /// Flushes that failed.
     pub flushes: u32,
+    /// Writes for which a full base had no space: not counted as failed, since no shard fails of it.
+    pub full: u32,
 }
 
 impl Injected {
     /// True if any did.
     pub fn any(self) -> bool {
-        self != Injected::default()
+        self.reads + self.writes + self.flushes > 0
+    }
+
+    /// True if any write may have found no space.
+    pub fn no_space(self) -> bool {
+        self.writes + self.full > 0
     }
 }
 
@@ -133,6 +142,10 @@ pub struct Base {
     pub(super) fate: Rng,
     /// What reads return instead, and what they have returned.
     pub(super) harms: Harms,
+    /// Byte ranges (offset, length) that are there even if there is no space.
+    pub(super) reserved: Vec<(u64, u64)>,
+    /// Until when there is no space for other blocks that were never written.
+    full_until: u64,
     /// It was removed: everything fails until it is opened again.
     pub(super) gone: bool,
     /// The shard that looks at it just now; others have mail.
@@ -164,6 +177,8 @@ impl Base {
             faults: Faults::default(),
             fate: Rng::new(mix(seed)),
             harms: Harms::default(),
+            reserved: Vec::new(),
+            full_until: 0,
             gone: false,
             holder: 0,
             mail: BTreeMap::new(),
@@ -198,6 +213,7 @@ impl Base {
 
     /// The faults stop: what was stuck goes on. (A device that is gone stays away.)
     pub fn relent(&mut self, now: u64) {
+        self.full_until = 0;
         for slot in 0..self.flights.len() {
             let freed = self.flights[slot].as_mut().and_then(|flight| flight.stuck.take());
             if let Some(took) = freed {
@@ -244,7 +260,7 @@ impl Base {
         self.happened += 1;
         let is_data = self.latency.tail_of_data && io.op == BaseOp::Write && holds_data(segs);
         let mut took = self.latency.draw(io.op, is_data, &mut self.rng);
-        let fails = self.draw_fault(io.op);
+        let fails = self.draw_fault(io.op).or_else(|| self.draw_full(io, offset, now));
         if self.happens(self.faults.stall) {
             took += self.fate.around(STALL_MEAN_NS).min(STALL_MAX_NS);
         }
@@ -277,6 +293,32 @@ impl Base {
         }
     }
 
+    /// An operation of a device that answers on the spot: it never fails and leaves nothing in
+    /// flight.
+    pub fn at_once(&mut self, op: BaseOp, offset: u64, segs: &[Seg]) {
+        self.clock += 1;
+        self.happened += 1;
+        let mut flight = Flight {
+            owner: self.holder,
+            number: self.clock,
+            tag: Tag(0),
+            op,
+            offset,
+            len: segs.iter().map(|seg| seg.len as u32).sum(),
+            segs: segs.to_vec(),
+            began: self.clock,
+            split: None,
+            early_done: false,
+            late_done: false,
+            fails: None,
+            stuck: None,
+        };
+        self.take_effect(&mut flight, false);
+        self.clock += 1;
+        let ended = self.finish(&mut flight);
+        assert_eq!(ended, Ok(()), "a device that is there does what it is told");
+    }
+
     /// When an operation takes effect and ends.
     fn schedule(&mut self, slot: usize, took: u64, now: u64) {
         let split = self.flights[slot].as_ref().expect("it is in flight").split;
@@ -297,6 +339,20 @@ impl Base {
     /// One of the faults that came later, at a rate in 10,000.
     pub(super) fn happens(&mut self, rate: u32) -> bool {
         rate > 0 && self.fate.below(10_000) < u64::from(rate)
+    }
+
+    fn draw_full(&mut self, io: &BaseIo, offset: u64, now: u64) -> Option<BaseError> {
+        if io.op != BaseOp::Write || self.faults.full == 0 {
+            return None;
+        }
+        if now >= self.full_until && self.happens(self.faults.full) {
+            self.full_until = now + self.fate.around(FULL_MEAN_NS);
+        }
+        let end = offset + u64::from(io.len);
+        let reserved = |&(at, len): &(u64, u64)| at <= offset && end <= at + len;
+        let there = (offset / 4096..end.div_ceil(4096)).all(|block| self.pages.has(block));
+        let full = now < self.full_until && !there && !self.reserved.iter().any(reserved);
+        full.then_some(BaseError::NoSpace)
     }
 
     fn draw_fault(&mut self, op: BaseOp) -> Option<BaseError> {
@@ -371,6 +427,7 @@ impl Base {
     /// Opened again: what went wrong before is over. True if a flush had failed.
     pub(super) fn reopen(&mut self) -> bool {
         let failed = self.flush_failed.take().is_some() || self.injected.flushes > 0;
+        self.full_until = 0;
         self.injected = Injected::default();
         self.mail.clear();
         failed

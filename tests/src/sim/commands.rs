@@ -204,6 +204,7 @@ impl World {
         self.trace.note("command", [cookie, from, 0]);
         let now = self.now;
         self.trace.line(now, || format!("event {from} command {cookie} {command:?} ({intent:?})"));
+        self.move_all();
         self.engine_mut().command(cookie, command);
         self.pending.insert(cookie, Pending { intent, expect, from, locks });
         self.issued += 1;

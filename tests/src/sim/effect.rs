@@ -128,6 +128,9 @@ impl Base {
         };
         match flight.op {
             BaseOp::Read => injected.reads += 1,
+            BaseOp::Write if error == BaseError::NoSpace && self.faults.full > 0 => {
+                injected.full += 1;
+            }
             BaseOp::Write => injected.writes += 1,
             BaseOp::Flush => {
                 injected.flushes += 1;

@@ -166,9 +166,15 @@ impl<'a> Image<'a> {
         let copies = [0, 1].map(|copy| self.open(copy, Kind::Superblock));
         let good = copies.into_iter().filter_map(Result::ok);
         let newest = good.max_by_key(|(_, header)| header.generation);
-        newest
-            .map(|(block, header)| (block, header.generation))
-            .ok_or_else(|| "neither superblock is good".to_string())
+        let (block, header) = newest.ok_or_else(|| "neither superblock is good".to_string())?;
+        // One that could not be written is in the last record slot, if no disk has ever had that.
+        let field = |index: usize| u64_at(&block, 64 + index * 8);
+        let (records, last, used) = (field(3), field(4) - 1, field(12));
+        let spare = self.open(records + 2 * last, Kind::Superblock).ok().filter(|_| used <= last);
+        Ok(match spare {
+            Some((spare, h)) if h.generation > header.generation => (spare, h.generation),
+            _ => (block, header.generation),
+        })
     }
 
     /// The copy of the pair at `at` that counts at consistency point `committed`.

@@ -136,7 +136,8 @@ impl World {
         let Some(error) = error else {
             return Err("opening failed without an error".to_string());
         };
-        if error.kind != ErrorKind::Io || !self.base.injected.any() {
+        let injected = self.base.injected;
+        if error.kind != ErrorKind::Io || !injected.any() && !injected.no_space() {
             return Err(format!("opening failed: {:?}: {error}", error.kind));
         }
         self.crash(Crash::Kill)

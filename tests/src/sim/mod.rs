@@ -42,6 +42,7 @@ mod replies;
 mod requests;
 pub(crate) mod rng;
 mod ruin;
+mod swift;
 mod trace;
 mod world;
 

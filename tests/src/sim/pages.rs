@@ -62,6 +62,11 @@ impl Pages {
         bytes
     }
 
+    /// True if the page was ever written.
+    pub fn has(&self, page: u64) -> bool {
+        self.map.contains_key(&page)
+    }
+
     /// Copies the page's bytes from `skip` on into `out`.
     pub fn read(&self, page: u64, skip: usize, out: &mut [u8]) {
         let end = skip + out.len();

@@ -34,6 +34,9 @@ pub struct Faults {
     pub flush: u32,
     /// Some failing writes say that the base is out of space.
     pub no_space: bool,
+    /// Writes in 10,000 from which on, for a while, the base has no space for blocks that were
+    /// never written: a sparse file on a full file system.
+    pub full: u32,
     /// Operations that take up to 30 s.
     pub stall: u32,
     /// Operations that do not end before the faults stop.
@@ -243,6 +246,9 @@ impl Plan {
             120..180 => plan.narrow(late),
             180..280 => plan.aim(late),
             _ => {}
+        }
+        if late.chance(80) {
+            plan.faults.full = late.pick(&[10, 50, 200]);
         }
         plan
     }

@@ -8,13 +8,15 @@
 //! ```
 //!
 //! The copies lie on a device without faults, whose content is all durable at the beginning. The
-//! run itself goes on with the image as it was.
+//! run itself goes on with the image as it was. A copy in which something is ruined that costs
+//! nobody anything (`ruin`) must end up as the same store too.
 
 use lamina_bdev::{BaseTraits, Config, DiskInfo, Engine, EngineState, Seg, SnapInfo, StoreLabel};
 
 use super::base::Base;
 use super::fsck::{self, Findings};
 use super::image::Image;
+use super::pages::Pages;
 use super::plan::{Faults, Latency, Lie};
 use super::power::Crash;
 use super::rng::{Rng, mix};
@@ -43,6 +45,8 @@ struct Stage<'a> {
     config: Config,
     traits: BaseTraits,
     now: u64,
+    /// Something of it is ruined: the log may say so, and it is looked at only once it is open.
+    ruined: bool,
 }
 
 impl World {
@@ -66,18 +70,17 @@ impl World {
         copy.base.crash(Crash::Kill);
         let twice = whole(&mut copy, "a second recovery")?;
         same(&once, &twice).map_err(|why| format!("after a second recovery {why}"))?;
-        let mut rng = Rng::new(drawn);
+        let pieces = in_pieces(&mut self.stage(mix(drawn)), drawn)?;
+        same(&once, &pieces).map_err(|why| format!("after a recovery in pieces {why}"))
+    }
+
+    /// A copy with these pages, recovered in pieces, is the store that the image is.
+    pub(super) fn recovers_all_the_same(&self, pages: Pages, drawn: u64) -> Result<(), String> {
+        let once = self.stage(drawn).recover(None)?.expect("nothing cuts it");
         let mut copy = self.stage(mix(drawn));
-        for _ in 0..rng.between(1, CUTS_MAX) {
-            let at = copy.base.happened + rng.between(1, 80);
-            let open = copy.recover(Some(at)).map_err(|why| format!("in a piece, {why}"))?;
-            let power = rng.chance(700);
-            copy.base.crash(if power { Crash::Power } else { Crash::Kill });
-            if open.is_some() {
-                break;
-            }
-        }
-        let pieces = whole(&mut copy, "the last piece")?;
+        copy.base.pages = pages;
+        copy.ruined = true;
+        let pieces = in_pieces(&mut copy, drawn)?;
         same(&once, &pieces).map_err(|why| format!("after a recovery in pieces {why}"))
     }
 
@@ -94,8 +97,25 @@ impl World {
             config: self.config,
             traits: self.plan.traits,
             now: 0,
+            ruined: false,
         }
     }
+}
+
+/// Recovers a store with cuts in between.
+fn in_pieces(copy: &mut Stage, drawn: u64) -> Result<Store, String> {
+    let mut rng = Rng::new(drawn);
+    for _ in 0..rng.between(1, CUTS_MAX) {
+        let at = copy.base.happened + rng.between(1, 80);
+        let open = copy.recover(Some(at)).map_err(|why| format!("in a piece, {why}"))?;
+        let power = rng.chance(700);
+        copy.base.crash(if power { Crash::Power } else { Crash::Kill });
+        if open.is_some() {
+            break;
+        }
+    }
+    let whole = copy.recover(None).map_err(|why| format!("in the last piece, {why}"))?;
+    Ok(whole.expect("nothing cuts it"))
 }
 
 /// Two stores are the same, but for what a consistency point changes in any case.
@@ -134,6 +154,9 @@ impl Stage<'_> {
             if ready || cut_at.is_some_and(|at| self.base.happened >= at) {
                 // The device takes what is in flight while its memory is still there.
                 self.base.materialize();
+                if self.ruined && !ready {
+                    return Ok(None);
+                }
                 let found = self.check()?;
                 return Ok(ready.then(|| store(&engine, found)));
             }
@@ -159,7 +182,7 @@ impl Stage<'_> {
             self.base.start(&io, region + io.offset, &segs, self.now);
         }
         while let Some(event) = engine.next_event() {
-            if event.severe {
+            if event.severe && !self.ruined {
                 return Err(format!("it says: {}", event.text));
             }
         }

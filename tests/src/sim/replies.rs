@@ -57,7 +57,7 @@ impl World {
                 self.model.failed(uid, op);
                 Ok(())
             }
-            ErrorKind::NoSpace if tight || self.base.injected.any() => {
+            ErrorKind::NoSpace if tight || self.base.injected.no_space() => {
                 self.no_space_seen += 1;
                 match &pending.intent {
                     Intent::Create(uid) => self.model.forget_disk(*uid),

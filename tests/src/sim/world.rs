@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lamina_bdev::{
-    Config, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Tag, Uuid,
-    format_plan, read_label,
+    Config, Done, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Tag, Uuid,
+    fixed_areas, format_plan, read_label,
 };
 
 use super::base::Base;
@@ -26,6 +26,7 @@ use super::plan::{Faults, Lie, Plan};
 use super::power::Crash;
 use super::requests::{Errand, Flight};
 use super::rng::{Rng, mix};
+use super::swift::Swift;
 use super::trace::Trace;
 
 /// Virtual time within which everything must end once faults have stopped, ns.
@@ -72,6 +73,9 @@ pub struct World {
     // Requests.
     pub(super) flights: BTreeMap<u64, Flight>,
     pub(super) parked: Option<Flight>,
+    /// Carried out by the engine, to be moved by the host; and those that were.
+    pub(super) swift: Vec<Swift>,
+    pub(super) swift_dones: Vec<Done>,
     pub(super) errands: VecDeque<Errand>,
     pub(super) shrinks: Vec<(Place, u64, u64)>,
     pub(super) scratch: Vec<u8>,
@@ -183,6 +187,8 @@ impl World {
             cookies: 0,
             flights: BTreeMap::new(),
             parked: None,
+            swift: Vec::new(),
+            swift_dones: Vec::new(),
             errands: VecDeque::new(),
             shrinks: Vec::new(),
             scratch: Vec::new(),
@@ -273,6 +279,7 @@ impl World {
         }
         let now = self.now;
         self.fresh = false;
+        self.move_all();
         self.engine_mut().tick(now);
         self.start_io()?;
         self.take_events()?;
@@ -399,7 +406,8 @@ impl World {
                 format!("engine{}: {}", if event.severe { " (severe)" } else { "" }, event.text)
             });
             // A cut alone leaves nothing that recovery could complain of.
-            let harmed = self.base.injected.any() || self.plan.faults.harm.any();
+            let injected = self.base.injected;
+            let harmed = injected.any() || injected.no_space() || self.plan.faults.harm.any();
             if event.severe && !self.recovered && !harmed {
                 return Err(format!("recovery says: {}", event.text));
             }
@@ -512,6 +520,7 @@ fn format(plan: &Plan, base: &mut Base, seed: u64) -> Result<StoreLabel, String>
         time: 1_700_000_000,
     };
     let writes = format_plan(&params).map_err(|error| format!("format: {error}"))?;
+    base.reserved = fixed_areas(&params).map_err(|error| format!("areas: {error}"))?;
     for write in writes {
         let end = write.offset + write.bytes.len() as u64;
         if write.offset % 4096 != 0 || write.bytes.len() % 4096 != 0 || end > plan.device_bytes {
