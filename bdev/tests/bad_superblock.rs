@@ -88,7 +88,8 @@ fn lives(traits: BaseTraits, bad: &[u64], torn: Option<u64>) {
         assert!(refused.is_none(), "{bad:?} in life {life}: {refused:?}");
         let said: Vec<Event> = host.rig.events();
         let names = |e: &&Event| e.text.contains("cannot be written") && e.severe;
-        // After a torn one the spare copy and the torn one are kept, and the bad block is not tried.
+        // After a torn one the spare copy and the torn one are kept, and the bad block is not
+        // tried.
         let told = torn.is_some() || said.iter().any(|e| names(&e));
         assert!(told, "{bad:?} in life {life}: {said:?}");
         let handle = host.attach(disk);

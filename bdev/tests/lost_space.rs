@@ -164,6 +164,34 @@ fn a_crash_at_any_operation_while_space_is_found_out_again_costs_nothing() {
     }
 }
 
+/// What could not be read is good again after a crash: the bitmaps it names must still be there, or
+/// it must be gone itself.
+#[test]
+fn a_lost_catalogue_that_comes_back_after_a_crash_costs_nothing() {
+    for traits in [RAM, FILE] {
+        let whole = Store::new(traits);
+        let due = settled(&mut open(whole.disk.clone(), &whole)).free_blocks;
+        let block = whole.current(whole.sb(72));
+        for (name, damage) in [&CATALOGUES[0], &CATALOGUES[2]] {
+            let mut store = whole.clone();
+            damage(&mut store);
+            let (mut left, mut crashes, mut back) = (store.clone(), 0, 0);
+            while let Err(disk) = opened(store.disk.clone(), &store, crashes) {
+                left.disk = disk;
+                if left.block(block) == store.block(block) {
+                    left.block_mut(block).copy_from_slice(whole.block(block));
+                    back += 1;
+                }
+                let mut rig = open(std::mem::take(&mut left.disk), &whole);
+                assert_eq!(settled(&mut rig).free_blocks, due, "{name} after {crashes}");
+                assert_eq!(findings(&rig.disk), [""; 0], "{name} after {crashes}");
+                crashes += 1;
+            }
+            assert!(back > 20 && back < crashes, "{back} of {crashes}");
+        }
+    }
+}
+
 /// With two things damaged, what the second one costs is its disk, as without the first.
 #[test]
 fn with_a_disk_lost_as_well_the_others_are_served_and_keep_their_blocks() {

@@ -13,6 +13,11 @@ use rig::{DISK, FILE, RAM, Rig};
 
 /// Opens a store while no read succeeds that covers one of the blocks of the region.
 fn open(image: Vec<u8>, store: &Store, bad: &[u64]) -> Rig {
+    open_failing(image, store, |op, block| op == BaseOp::Read && bad.contains(&block))
+}
+
+/// The same while no operation succeeds that covers a block with which it `fails`.
+fn open_failing(image: Vec<u8>, store: &Store, fails: impl Fn(BaseOp, u64) -> bool) -> Rig {
     let mut rig = Rig::opening(image, store.label, store.traits, false);
     for _ in 0..10_000 {
         if rig.engine.state() != EngineState::Opening {
@@ -21,9 +26,9 @@ fn open(image: Vec<u8>, store: &Store, bad: &[u64]) -> Rig {
         rig.step();
         while let Some(pending) = rig.base.pending.first() {
             let io = &pending.io;
-            let covered = io.offset / 4096..(io.offset + u64::from(io.len)) / 4096;
-            let fails = io.op == BaseOp::Read && bad.iter().any(|block| covered.contains(block));
-            rig.complete(0, if fails { Err(BaseError::Io) } else { Ok(()) });
+            let mut covered = io.offset / 4096..(io.offset + u64::from(io.len)) / 4096;
+            let failed = covered.any(|block| fails(io.op, block));
+            rig.complete(0, if failed { Err(BaseError::Io) } else { Ok(()) });
             rig.start_all();
         }
     }
@@ -123,6 +128,23 @@ fn the_catalogue_and_bitmaps_are_not_needed_to_serve_everything() {
         }
         let mut rig = open(store.disk.clone(), &store, &bad);
         assert_eq!(served(&rig).len(), 5);
+        assert_others(&mut rig, &store, "");
+    }
+}
+
+/// Of a lost catalogue, one block can be written no more either: the other one is enough.
+#[test]
+fn a_copy_of_a_lost_catalogue_that_cannot_be_written_is_done_without() {
+    for traits in [RAM, FILE, DISK] {
+        let store = Store::new(traits);
+        let pair = store.sb(72);
+        let bad = |op, block| {
+            block == pair + 1 && op != BaseOp::Flush || block == pair && op == BaseOp::Read
+        };
+        let mut rig = open_failing(store.disk.clone(), &store, bad);
+        assert_eq!(served(&rig).len(), 5);
+        let told = format!("block {}, a lost copy of the catalogue, cannot be written", pair + 1);
+        assert!(rig.events().iter().any(|event| event.severe && event.text == told));
         assert_others(&mut rig, &store, "");
     }
 }

@@ -1,7 +1,8 @@
 //! Requests that are over before anything else can happen: no slot, no stage, no outbox.
 //!
 //! ```text
-//!  at_once ─► check ─► leaf in the cache ─► one run, nothing in the way ─► where it lies ─► host moves
+//!  at_once ─► check ─► leaf in the cache ─► one run, nothing in the way ─► where it lies ─► host
+//!  moves
 //!                └──────────┴── anything else: `No`, and `submit` takes it through all stages
 //! ```
 //!
@@ -46,8 +47,8 @@ impl Engine {
     /// [`crate::Done`] for it.
     ///
     /// Contract. For a host that moves the bytes itself, on the base's promise of
-    /// [`crate::BaseTraits::atomic_rw`]. It moves them in the order of the answers: those of a write
-    /// before it calls anything of the engine but this, those of a read before the next
+    /// [`crate::BaseTraits::atomic_rw`]. It moves them in the order of the answers: those of a
+    /// write before it calls anything of the engine but this, those of a read before the next
     /// [`Engine::tick`], [`Engine::command`] or move of a write.
     #[inline]
     pub fn at_once(&mut self, request: &Request, segs: &[Seg]) -> AtOnce {

@@ -229,8 +229,8 @@ impl Engine {
     }
 
     /// True if every one of these blocks of a leaf belongs to the live disk alone, can be
-    /// overwritten without a torn mix, has a mapping that no replay will check against its data, and
-    /// is not being read.
+    /// overwritten without a torn mix, has a mapping that no replay will check against its data,
+    /// and is not being read.
     pub(crate) fn can_overwrite(&self, slot: u32, id: u32, first: u16, count: u16) -> bool {
         let meta = &self.cache.meta[slot as usize];
         let disk = self.disks[id as usize].as_ref().expect("attached");

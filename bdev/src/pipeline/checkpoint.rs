@@ -9,9 +9,10 @@
 //!
 //! The freeze takes the lists of what changed; from then on requests fill new ones, and a leaf that
 //! is still to be written is copied aside before it changes. Each turn does a bounded piece, in
-//! proportion to the requests beside it, so that reads do not wait for it. Blocks freed before the freeze are given out again after the second
-//! copy of the superblock is durable and reads that began before the freeze are done. Before all
-//! this, places in the snapshot logs are made sure of (`log_pairs`).
+//! proportion to the requests beside it, so that reads do not wait for it. Blocks freed before the
+//! freeze are given out again after the second copy of the superblock is durable and reads that
+//! began before the freeze are done. Before all this, places in the snapshot logs are made sure of
+//! (`log_pairs`). Bury, before Bitmaps, is there only where a catalogue was lost (`space/rebuild`).
 
 pub(crate) use super::checkpoint_state::{
     Checkpoint, Chunk, Dropped, PageWrite, Phase, RunList, Step, Undecided, Version,
@@ -198,11 +199,13 @@ impl Engine {
             Phase::Idle => Step::Wait,
             Phase::Pairs => self.pairs_step(),
             Phase::Nodes => self.nodes_step(),
-            Phase::NodesDrain | Phase::SystemDrain => self.drained(),
+            Phase::NodesDrain | Phase::BuryDrain | Phase::SystemDrain => self.drained(),
             Phase::Undecided => self.undecided_step(),
             Phase::Reap => self.reap_step(),
             Phase::Log => self.log_step(),
             Phase::Bits => self.bits_step(),
+            Phase::Bury => self.bury_step(),
+            Phase::FlushBuried => self.flushed_step(),
             Phase::Bitmaps => self.bitmaps_step(),
             Phase::Catalogue => self.catalogue_step(),
             Phase::Records => self.records_step(),
@@ -235,7 +238,14 @@ impl Engine {
             }
             Phase::Reap => Phase::Log,
             Phase::Log => Phase::Bits,
-            Phase::Bits => Phase::Bitmaps,
+            Phase::Bits if self.space.buried.is_empty() => Phase::Bitmaps,
+            Phase::Bits => Phase::Bury,
+            Phase::Bury => Phase::BuryDrain,
+            Phase::BuryDrain => {
+                self.begin_checkpoint_flush();
+                Phase::FlushBuried
+            }
+            Phase::FlushBuried => Phase::Bitmaps,
             Phase::Bitmaps => Phase::Catalogue,
             Phase::Catalogue => Phase::Records,
             Phase::Records => Phase::SystemDrain,

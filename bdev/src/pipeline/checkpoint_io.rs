@@ -1,6 +1,6 @@
 //! The writes of a consistency point: single blocks of system metadata, and runs of map nodes.
 
-use super::checkpoint::PageWrite;
+use super::checkpoint::{PageWrite, Phase};
 use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
@@ -27,6 +27,14 @@ impl Engine {
         true
     }
 
+    /// What is buried may be bad for good: then it hardly comes back, and the point does not need it
+    /// if the other copy can be written.
+    fn cannot_be_buried(&self, address: u64, result: Result<(), BaseError>) -> bool {
+        let burying = matches!(self.checkpoint.phase, Phase::Bury | Phase::BuryDrain);
+        let g = &self.superblock.geometry;
+        burying && result == Err(BaseError::Io) && (g.catalogue..g.records).contains(&address)
+    }
+
     pub(crate) fn page_write_done(&mut self, at: u32, result: Result<(), BaseError>) {
         assert!(self.checkpoint.writes[at as usize].is_some(), "a page write in flight");
         if self.starves(Class::Page, at, result) {
@@ -49,7 +57,13 @@ impl Engine {
                 self.issue(tag(Class::Page, 0, at), BaseOp::Write, address, addr, 4096);
                 return;
             }
-            self.fail(format!("a metadata block could not be written{}", why(result)));
+            if self.cannot_be_buried(address, result) {
+                let text =
+                    format!("block {address}, a lost copy of the catalogue, cannot be written");
+                self.event(true, text);
+            } else {
+                self.fail(format!("a metadata block could not be written{}", why(result)));
+            }
         }
         let write = self.checkpoint.writes[at as usize].take().expect("looked at");
         self.pages.give(write.page);

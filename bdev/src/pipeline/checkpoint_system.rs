@@ -156,6 +156,17 @@ impl Engine {
         ready
     }
 
+    /// Overwrites what was taken for lost and must not come back (`space/rebuild`).
+    pub(crate) fn bury_step(&mut self) -> Step {
+        while let Some(&at) = self.space.buried.last() {
+            if !self.write_page(at, |block| block.fill(0)) {
+                return Step::Wait;
+            }
+            self.space.buried.pop();
+        }
+        Step::Done
+    }
+
     pub(crate) fn bitmaps_step(&mut self) -> Step {
         let Some(&extent) = self.space.dirty.last() else { return Step::Done };
         let (store, shard) = (self.store, self.shard);

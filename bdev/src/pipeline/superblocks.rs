@@ -101,7 +101,8 @@ impl Engine {
         Some(to)
     }
 
-    /// Takes over the copies of the superblock that were found. True: both homes must be made equal.
+    /// Takes over the copies of the superblock that were found. True: both homes must be made
+    /// equal.
     ///
     /// # Errors
     /// `Corrupt`: none can be used.

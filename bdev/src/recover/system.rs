@@ -55,7 +55,9 @@ impl Engine {
             recovery.newer.get_or_insert(text);
         }
         if kind == Kind::Catalogue {
-            self.space.write_next(index, next_side(&copies, self.superblock.generation));
+            let unusable = copies.map(|copy| copy.is_err());
+            let next = next_side(&copies, self.superblock.generation);
+            self.space.pair_read(index, unusable, next);
         }
         let first = self.superblock.geometry.catalogue_pairs * u64::from(kind == Kind::DiskRecord);
         let found = pick_side(copies, self.superblock.generation).and_then(|(side, h)| {

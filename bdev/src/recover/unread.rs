@@ -1,7 +1,8 @@
 //! Blocks that the base fails to read while a store is opened.
 //!
 //! ```text
-//!  read fails ─ again, alone ─ still? ─┬─ both superblocks, the journal: not opened (may come back)
+//!  read fails ─ again, alone ─ still? ─┬─ both superblocks, the journal: not opened (may come
+//!  back)
 //!                                      ├─ one copy of a pair: the other one counts, if it may
 //!                                      ├─ both copies: catalogue ─► found out again (`space`)
 //!                                      │               record, log ─► that disk is not there

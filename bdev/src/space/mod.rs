@@ -104,6 +104,10 @@ pub(crate) struct Space {
     pub lie: Option<(usize, u64)>,
     /// Which copy of each catalogue pair counts, and whether it must be written.
     catalogue: Vec<(usize, bool)>,
+    /// Which copies of each catalogue pair could not be used when they were read.
+    unusable: Vec<[bool; 2]>,
+    /// Blocks that the running checkpoint must overwrite before any bitmap ([`rebuild`]).
+    pub buried: Vec<u64>,
     /// Extents that the running checkpoint must write.
     pub dirty: Vec<usize>,
 }
@@ -127,6 +131,8 @@ impl Space {
             wanted: None,
             lie: None,
             catalogue: vec![(0, false); geometry.catalogue_pairs as usize],
+            unusable: vec![[false; 2]; geometry.catalogue_pairs as usize],
+            buried: Vec::new(),
             dirty: Vec::new(),
         }
     }

@@ -2,8 +2,14 @@
 //! elsewhere (`recover/space`) and entered here.
 //!
 //! ```text
-//!  unknown: nothing is given out of it ─ resolve(held, taken) ─► like any other, bitmap to be written
+//!  unknown: nothing is given out ─ resolve(held, taken) ─► like any other, bitmap to be written
 //! ```
+//!
+//! Both copies of its bitmap are written, so the one that a lost catalogue block named is gone
+//! before the new point has committed. If a crash comes just then, that catalogue block must not be
+//! good again at the next open: but a bad read may pass, and a torn write over a rotten block may
+//! put right the very sector that was wrong. So its unusable copies are overwritten first
+//! (`buried`), and durably; then the next open finds it lost as this one did.
 
 use super::Space;
 use crate::format::extent::{BITMAP_WORDS, CATALOGUE_ENTRIES, Entry, ExtentType, UNTRUSTED};
@@ -64,7 +70,11 @@ impl Space {
         assert!(self.is_unknown(extent));
         self.seal(extent);
         (self.sealed[extent], self.doubtful[extent]) = (false, true);
-        self.catalogue[extent / CATALOGUE_ENTRIES].1 = true;
+        let pair = extent / CATALOGUE_ENTRIES;
+        self.catalogue[pair].1 = true;
+        let first = self.geometry.pair_block(pair);
+        let unusable = std::mem::take(&mut self.unusable[pair]);
+        self.buried.extend((first..).zip(unusable).filter(|(_, is)| *is).map(|(at, _)| at));
         let fresh = (self.geometry.extent_blocks - EXTENT_HEAD_BLOCKS) as u32;
         if held.iter().chain(taken).all(|word| *word == 0) {
             self.entries[extent] = Entry { kind: ExtentType::Free, free: fresh, bitmap: 0 };
@@ -87,8 +97,10 @@ impl Space {
         }
     }
 
-    /// Which copy of a catalogue pair is the next to be written, if none is adopted.
-    pub fn write_next(&mut self, pair: usize, side: usize) {
+    /// A catalogue pair was read: which copies cannot be used, and which is the next to be written,
+    /// if none is adopted.
+    pub fn pair_read(&mut self, pair: usize, unusable: [bool; 2], side: usize) {
+        self.unusable[pair] = unusable;
         self.catalogue[pair] = (1 - side, false);
     }
 

@@ -205,8 +205,8 @@ impl Queue {
         Ok(())
     }
 
-    /// What Identify Namespace says of namespace 1 (NVM Command Set 1.1, 4.1.5.1): FLBAS and the data
-    /// size of that format.
+    /// What Identify Namespace says of namespace 1 (NVM Command Set 1.1, 4.1.5.1): FLBAS and the
+    /// data size of that format.
     fn block_bytes_of_namespace(&mut self) -> Result<u64> {
         let identify = Command { opcode: admin::IDENTIFY, nsid: 1, ..Command::default() };
         let done = self.carry_out(identify, Payload::In(vec![0; 4096]))?;

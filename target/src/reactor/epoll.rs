@@ -33,7 +33,8 @@ impl Epoll {
         Ok(Epoll { fd, events: [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX] })
     }
 
-    /// Watches `fd` for edges, each told as `data`. One that is readable already ends the next wait.
+    /// Watches `fd` for edges, each told as `data`. One that is readable already ends the next
+    /// wait.
     ///
     /// # Errors
     /// What epoll_ctl(2) says.

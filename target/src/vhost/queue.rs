@@ -215,8 +215,8 @@ impl Queue {
         Some(fault)
     }
 
-    /// Takes what is available, up to `batch` chains, and submits it. After a fault the caller has to
-    /// [`fail`](Self::fail) the queue.
+    /// Takes what is available, up to `batch` chains, and submits it. After a fault the caller has
+    /// to [`fail`](Self::fail) the queue.
     pub(super) fn poll(
         &mut self,
         device: &Device,

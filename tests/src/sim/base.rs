@@ -101,7 +101,8 @@ pub struct Injected {
     pub writes: u32,
     /// Flushes that failed.
     pub flushes: u32,
-    /// Writes for which a full base had no space: not counted as failed, since no shard fails of it.
+    /// Writes for which a full base had no space: not counted as failed, since no shard fails of
+    /// it.
     pub full: u32,
 }
 

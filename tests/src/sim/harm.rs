@@ -195,8 +195,13 @@ impl Base {
                 same.is_none()
             }
             Kind::Bitmap => true,
+            // What a device has lost in a crash it does not bring back later, when points are
+            // committed that make it look as if it counted.
             Kind::Superblock | Kind::Catalogue | Kind::DiskRecord | Kind::SnapshotLog => {
-                self.has_twin(block, kind, &header)
+                let later = header_of(shown).is_some_and(|(k, h)| {
+                    k == kind && h.address == header.address && h.generation > header.generation
+                });
+                !(later && sealed(shown, kind)) && self.has_twin(block, kind, &header)
             }
             // It may be one that was never promised; `ruin` does it to those that were.
             Kind::Journal => false,
