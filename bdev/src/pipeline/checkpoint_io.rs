@@ -27,8 +27,8 @@ impl Engine {
         true
     }
 
-    /// What is buried may be bad for good: then it hardly comes back, and the point does not need it
-    /// if the other copy can be written.
+    /// What is buried may be bad for good: then it hardly comes back, and the point does not need
+    /// it if the other copy can be written.
     fn cannot_be_buried(&self, address: u64, result: Result<(), BaseError>) -> bool {
         let burying = matches!(self.checkpoint.phase, Phase::Bury | Phase::BuryDrain);
         let g = &self.superblock.geometry;
