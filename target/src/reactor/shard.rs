@@ -178,16 +178,8 @@ impl Shard {
         let rounds = if queues > 1 { FAIR_ROUNDS } else { 1 };
         let mut feed = Feed { engine, base, ahead, segs };
         for round in 0..rounds {
-            let mut moved = false;
-            for slot in exports.iter_mut().flatten() {
-                moved |= slot.export.poll_batch(&mut feed, BATCH_MAX / rounds);
-            }
-            if !moved {
+            if !poll_and_tell(exports, &mut feed, BATCH_MAX / rounds) {
                 return round > 0;
-            }
-            feed.finish();
-            for slot in exports.iter_mut().flatten() {
-                slot.export.publish();
             }
         }
         true
@@ -480,19 +472,33 @@ impl Shard {
     /// follows does the rest.
     pub fn serve(&mut self, index: u16) {
         let Shard { engine, base, ahead, segs, exports, .. } = self;
-        let Some(Some(slot)) = exports.get_mut(usize::from(index)) else { return };
+        let place = usize::from(index)..usize::from(index) + 1;
+        let Some(export) = exports.get_mut(place) else { return };
         if engine.state() != EngineState::Ready {
             return;
         }
         let mut feed = Feed { engine, base, ahead, segs };
-        if slot.export.poll_into(&mut feed) {
+        if poll_and_tell(export, &mut feed, BATCH_MAX) {
             self.drain();
             self.base.enter();
-            if let Some(Some(slot)) = self.exports.get_mut(usize::from(index)) {
-                slot.export.publish();
-            }
         }
     }
+}
+
+/// Takes up to `batch` chains from each queue of these exports, and tells the guests of what was
+/// done at once. Nothing is told before its bytes have been moved.
+fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usize) -> bool {
+    let mut moved = false;
+    for slot in exports.iter_mut().flatten() {
+        moved |= slot.export.poll_batch(feed, batch);
+    }
+    if moved {
+        feed.finish();
+        for slot in exports.iter_mut().flatten() {
+            slot.export.publish();
+        }
+    }
+    moved
 }
 
 /// The engines of a reactor, for its NVMe queues.
