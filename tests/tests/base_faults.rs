@@ -212,7 +212,7 @@ fn a_stalled_base_loses_no_request_and_does_not_stop_rpc() {
     if !ready("a_stalled_base_loses_no_request_and_does_not_stop_rpc") {
         return;
     }
-    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 5));
+    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 30));
     let (mut rig, device, client) = begin_on(Way::Block, 4);
     let progress = client.progress();
     let running = Running::new(client);
@@ -244,7 +244,7 @@ fn a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor() {
     if !ready("a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor") {
         return;
     }
-    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 5));
+    let stalled = Duration::from_secs(number("LAMINA_STALL_SECONDS", 30));
     let (mut rig, device, client) = begin_on(Way::File, 6);
     // The daemon has one reactor.
     rig.daemon.ask("lamina_store_create", json!({"name": "quick", "path": "ram:64M"}));

@@ -221,7 +221,7 @@ fn run(engine: &mut Engine, ram: &mut RamBase, segs: &mut Vec<Seg>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use lamina_bdev::{
@@ -265,29 +265,35 @@ mod tests {
         done: usize,
     }
 
+    /// A store in RAM, being opened.
+    pub(crate) fn opening() -> (Engine, Base) {
+        let device = Arc::new(RamDevice::new(DEVICE_BYTES).unwrap());
+        let params = FormatParams {
+            uuid: Uuid([7; 16]),
+            name: Name::new("store").unwrap(),
+            device_bytes: DEVICE_BYTES,
+            shards: 1,
+            journal_bytes: 0,
+            time: 1,
+        };
+        for write in format_plan(&params).unwrap() {
+            device.write_at(&write.bytes, write.offset);
+        }
+        let mut first = vec![0; LABEL_BYTES];
+        device.read_at(&mut first, 0);
+        let label = read_label(&first, DEVICE_BYTES).unwrap();
+        let region = Region { offset: label.first_region, len: label.region_bytes };
+        let base = RamBase::new(device, region);
+        let config = Config { slots: 64, cache_bytes: 4 << 20 };
+        let engine = Engine::open(config, base.traits(), &label, 0);
+        (engine, Base::Ram(base))
+    }
+
     impl Rig {
         fn new() -> Rig {
-            let device = Arc::new(RamDevice::new(DEVICE_BYTES).unwrap());
-            let params = FormatParams {
-                uuid: Uuid([7; 16]),
-                name: Name::new("store").unwrap(),
-                device_bytes: DEVICE_BYTES,
-                shards: 1,
-                journal_bytes: 0,
-                time: 1,
-            };
-            for write in format_plan(&params).unwrap() {
-                device.write_at(&write.bytes, write.offset);
-            }
-            let mut first = vec![0; LABEL_BYTES];
-            device.read_at(&mut first, 0);
-            let label = read_label(&first, DEVICE_BYTES).unwrap();
-            let region = Region { offset: label.first_region, len: label.region_bytes };
-            let base = RamBase::new(device, region);
-            let config = Config { slots: 64, cache_bytes: 4 << 20 };
-            let engine = Engine::open(config, base.traits(), &label, 0);
+            let (engine, base) = opening();
             let (ahead, segs) = (Ahead::default(), Vec::new());
-            let mut rig = Rig { engine, base: Base::Ram(base), ahead, segs, now: 0, done: 0 };
+            let mut rig = Rig { engine, base, ahead, segs, now: 0, done: 0 };
             while rig.engine.state() == EngineState::Opening {
                 rig.turn();
             }

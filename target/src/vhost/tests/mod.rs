@@ -14,3 +14,4 @@ mod rig;
 mod rings;
 mod served;
 mod wire;
+mod woken;
