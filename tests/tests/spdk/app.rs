@@ -32,7 +32,12 @@ pub enum Tool<'a> {
     /// An unmodified program of SPDK with the module preloaded, by its place in `SPDK_DIR`, and
     /// its own arguments.
     Preloaded(&'a str, &'a [&'a str]),
+    /// `spdk_tgt`, unmodified, with the module and another library preloaded.
+    Beside(&'a Path),
 }
+
+/// SPDK's target, by its place in `SPDK_DIR`.
+pub const SPDK_TGT: &str = "build/bin/spdk_tgt";
 
 /// An application of SPDK, and its folder.
 pub struct App {
@@ -40,7 +45,8 @@ pub struct App {
     child: Option<Child>,
     config: PathBuf,
     program: PathBuf,
-    preload: bool,
+    /// Libraries that are preloaded.
+    preload: Vec<PathBuf>,
     arguments: Vec<String>,
 }
 
@@ -105,11 +111,16 @@ impl App {
         let config = json!({"subsystems": [{"subsystem": "bdev", "config": config}]});
         let path = folder.path().join("bdevs.json");
         std::fs::write(&path, config.to_string()).expect("a file in the test's folder");
+        let module = program("liblamina_spdk.so");
         let (program, preload, arguments) = match tool {
-            Tool::Target => (program("lamina_spdk_tgt"), false, Vec::new()),
+            Tool::Target => (program("lamina_spdk_tgt"), Vec::new(), Vec::new()),
             Tool::Preloaded(place, arguments) => {
                 let found = spdk_program(place).expect("the test has asked for it");
-                (found, true, arguments.iter().map(ToString::to_string).collect())
+                (found, vec![module], arguments.iter().map(ToString::to_string).collect())
+            }
+            Tool::Beside(library) => {
+                let found = spdk_program(SPDK_TGT).expect("the test has asked for it");
+                (found, vec![module, library.to_path_buf()], Vec::new())
             }
         };
         let mut app = App { folder, child: None, config: path, program, preload, arguments };
@@ -124,8 +135,9 @@ impl App {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log"));
         let output = log.expect("log file");
         let mut command = Command::new(&self.program);
-        if self.preload {
-            command.env("LD_PRELOAD", program("liblamina_spdk.so"));
+        if !self.preload.is_empty() {
+            let all = std::env::join_paths(&self.preload).expect("paths without colons");
+            command.env("LD_PRELOAD", all);
         }
         if let Some(dir) = std::env::var_os("SPDK_DIR") {
             command.env("LD_LIBRARY_PATH", Path::new(&dir).join("build/lib"));
@@ -140,7 +152,7 @@ impl App {
         command.arg("-s").arg(MEMORY_MIB.to_string()).arg("--disable-cpumask-locks");
         command.arg("-r").arg(self.socket()).arg("-c").arg(&self.config);
         command.args(&self.arguments);
-        if !self.preload {
+        if self.preload.is_empty() {
             command.arg("-S").arg(self.folder.path());
         }
         command.stdin(Stdio::null());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::app::{App, MIB, Tool, malloc, ready, ready_with, spdk_program};
+use super::app::{App, MIB, SPDK_TGT, Tool, malloc, ready, ready_with, spdk_program};
 use lamina_tests::client::{Device, Options, Request, lock, wait};
 use serde_json::{Value, json};
 
@@ -100,11 +100,10 @@ fn bdevio_passes() {
 
 #[test]
 fn an_unmodified_spdk_tgt_takes_the_library() {
-    const TARGET: &str = "build/bin/spdk_tgt";
-    if !ready_with("an_unmodified_spdk_tgt_takes_the_library", TARGET) {
+    if !ready_with("an_unmodified_spdk_tgt_takes_the_library", SPDK_TGT) {
         return;
     }
-    let app = App::start(Tool::Preloaded(TARGET, &[]), &[malloc(128, 4096)]);
+    let app = App::start(Tool::Preloaded(SPDK_TGT, &[]), &[malloc(128, 4096)]);
     app.create_store("Malloc0");
     app.create_disk("d", 16);
     assert!(app.bdev("pool/d").is_some());
