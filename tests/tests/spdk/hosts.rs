@@ -137,6 +137,68 @@ fn what_was_acknowledged_outlives_the_target() {
     std::fs::remove_file(&image).expect("the image is there");
 }
 
+/// A port of this machine that nobody listens on.
+fn free_port() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    free.expect("a free port").port().to_string()
+}
+
+/// An address of NVMe/TCP, as SPDK's methods have it.
+fn tcp(port: &str) -> serde_json::Value {
+    json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port})
+}
+
+/// SPDK's NVMe driver below: another daemon's disk over NVMe/TCP, which goes away and comes back
+/// with everything that was acknowledged; then this host dies, and finds its store by itself.
+#[test]
+fn a_store_lies_on_a_namespace_of_spdks_nvme_driver() {
+    if !ready("a_store_lies_on_a_namespace_of_spdks_nvme_driver") {
+        return;
+    }
+    let (port, nqn) = (free_port(), "nqn.2026-01.io.lamina:below");
+    let mut daemon = Daemon::with_store(512 * MIB);
+    daemon.create_disk("below", 256);
+    daemon.ask("nvmf_create_transport", json!({"trtype": "TCP"}));
+    daemon.ask("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true}));
+    let namespace = json!({"bdev_name": "pool/below"});
+    daemon.ask("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}));
+    let listener = json!({"nqn": nqn, "listen_address": tcp(&port)});
+    daemon.ask("nvmf_subsystem_add_listener", listener);
+
+    let mut attach = tcp(&port);
+    attach["name"] = json!("Nvme0");
+    attach["subnqn"] = json!(nqn);
+    attach["ctrlr_loss_timeout_sec"] = json!(-1);
+    attach["reconnect_delay_sec"] = json!(1);
+    let mut app = App::start(Tool::Target, &[("bdev_nvme_attach_controller", attach)]);
+    app.ask("lamina_store_create", json!({"name": "above", "path": "Nvme0n1"}));
+    app.ask("lamina_bdev_lvol_create", json!({"lvol_name": "d", "size": 64 * MIB}));
+    let socket = app.export("above/d");
+    let mut device = connect(&socket);
+    let queue = device.queue(0);
+    (0..300).for_each(|index| assert!(write(&queue, 1, index), "{}", app.log()));
+    app.snapshot("d", "first");
+    (0..100).for_each(|index| assert!(write(&queue, 2, index)));
+    assert!(flush(&queue));
+
+    daemon.kill();
+    daemon.start();
+    // SPDK holds I/O back until its driver has connected again.
+    check(&queue, 2, 0..100);
+    check(&queue, 1, 100..300);
+    (0..100).for_each(|index| assert!(write(&queue, 3, index), "{}", app.log()));
+
+    app.kill();
+    app.run();
+    assert_eq!(app.export("above/d"), socket, "the store was found");
+    device.reconnect(Duration::from_secs(20)).expect("the export is there again");
+    check(&queue, 3, 0..100);
+    check(&queue, 1, 100..300);
+    app.clone_of("d@first", "c");
+    let old = connect(&app.export("above/c"));
+    check(&old.queue(0), 1, 0..300);
+}
+
 #[test]
 fn remote_hosts_reach_a_disk_through_spdks_target() {
     if !ready_with("remote_hosts_reach_a_disk_through_spdks_target", PERF) {
@@ -145,16 +207,13 @@ fn remote_hosts_reach_a_disk_through_spdks_target() {
     let app = App::start(Tool::Target, &[malloc(256, 512)]);
     app.create_store("Malloc0");
     app.create_disk("d", 64);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-    let port = free.expect("a free port").port().to_string();
-    let nqn = "nqn.2026-01.io.lamina:spdk";
+    let (port, nqn) = (free_port(), "nqn.2026-01.io.lamina:spdk");
     app.ask("nvmf_create_transport", json!({"trtype": "TCP"}));
     app.ask("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true}));
     let namespace = json!({"bdev_name": "pool/d"});
     app.ask("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}));
-    let address =
-        json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port});
-    app.ask("nvmf_subsystem_add_listener", json!({"nqn": nqn, "listen_address": address}));
+    let listener = json!({"nqn": nqn, "listen_address": tcp(&port)});
+    app.ask("nvmf_subsystem_add_listener", listener);
     let target = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{nqn}");
     let mut command = Command::new(spdk_program(PERF).expect("asked for"));
     command.args(["-r", &target, "-q", "16", "-o", "4096", "-w", "randrw", "-M", "50"]);
