@@ -4,7 +4,12 @@
 
 pub mod case;
 pub mod journals;
+pub mod logs;
+pub mod nodes;
 pub mod pairs;
+pub mod records;
+pub mod space;
+pub mod superblocks;
 
 use crate::simple::Rig;
 use lamina_bdev::check::{

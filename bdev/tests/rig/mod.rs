@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 
 use lamina_bdev::*;
 
-pub const RAM: BaseTraits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
-pub const FILE: BaseTraits =
-    BaseTraits { volatile_cache: true, atomic_4k: false, atomic_rw: false };
-pub const DISK: BaseTraits = BaseTraits { volatile_cache: true, atomic_4k: true, atomic_rw: false };
+#[path = "../store/mod.rs"]
+#[allow(clippy::duplicate_mod, reason = "a test may include both kinds of rig")]
+mod store;
+#[allow(unused_imports, reason = "each test that includes this uses a part of it")]
+pub use store::{DISK, FILE, RAM, formatted};
 
 /// A small deterministic generator (splitmix64).
 pub struct Random(pub u64);
@@ -140,25 +141,6 @@ pub struct Rig {
     buffers: BTreeMap<u64, Vec<u8>>,
 }
 
-/// A fresh store of `bytes`.
-pub fn formatted(bytes: usize) -> (Vec<u8>, StoreLabel) {
-    let mut image = vec![0xa5u8; bytes];
-    let params = FormatParams {
-        uuid: Uuid([7; 16]),
-        name: Name::new("store").unwrap(),
-        device_bytes: bytes as u64,
-        shards: 1,
-        journal_bytes: 0,
-        time: 1,
-    };
-    for write in format_plan(&params).unwrap() {
-        let at = write.offset as usize;
-        image[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
-    }
-    let label = read_label(&image[..LABEL_BYTES], bytes as u64).unwrap();
-    (image, label)
-}
-
 impl Rig {
     /// A fresh store, opened. `power`: keep account of what a power cut would leave.
     pub fn new(bytes: usize, traits: BaseTraits, power: bool) -> Rig {
@@ -205,6 +187,31 @@ impl Rig {
         let engine = Engine::open(config, traits, &label, 0);
         let buffers = BTreeMap::new();
         Rig { engine, base, traits, label, config, now: 0, cookie: 0, buffers }
+    }
+
+    /// An engine whose opening ends, whichever way, over a base that fails what `fails` says of an
+    /// operation and a block of it.
+    pub fn open_failing(
+        image: Vec<u8>,
+        label: StoreLabel,
+        traits: BaseTraits,
+        fails: impl Fn(BaseOp, u64) -> bool,
+    ) -> Rig {
+        let mut rig = Rig::opening(image, label, traits, false);
+        for _ in 0..10_000 {
+            if rig.engine.state() != EngineState::Opening {
+                return rig;
+            }
+            rig.step();
+            while let Some(pending) = rig.base.pending.first() {
+                let io = &pending.io;
+                let mut covered = io.offset / 4096..(io.offset + u64::from(io.len)) / 4096;
+                let failed = covered.any(|block| fails(io.op, block));
+                rig.complete(0, if failed { Err(BaseError::Io) } else { Ok(()) });
+                rig.start_all();
+            }
+        }
+        panic!("opening never ends");
     }
 
     /// What a SIGKILL and a restart do.

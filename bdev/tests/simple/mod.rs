@@ -7,6 +7,12 @@ use std::collections::BTreeMap;
 
 use lamina_bdev::*;
 
+#[path = "../store/mod.rs"]
+#[allow(clippy::duplicate_mod, reason = "a test may include both kinds of rig")]
+mod store;
+#[allow(unused_imports, reason = "each test that includes this uses a part of it")]
+pub use store::{FILE, RAM, formatted};
+
 /// A small deterministic generator (xorshift64*).
 pub struct Random(u64);
 
@@ -39,26 +45,9 @@ pub struct Rig {
     pub left: u64,
 }
 
-pub const RAM: BaseTraits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
-pub const FILE: BaseTraits =
-    BaseTraits { volatile_cache: true, atomic_4k: false, atomic_rw: false };
-
 impl Rig {
     pub fn new(bytes: usize, traits: BaseTraits) -> Rig {
-        let mut disk = vec![0xa5u8; bytes];
-        let params = FormatParams {
-            uuid: Uuid([7; 16]),
-            name: Name::new("store").unwrap(),
-            device_bytes: bytes as u64,
-            shards: 1,
-            journal_bytes: 0,
-            time: 1,
-        };
-        for write in format_plan(&params).unwrap() {
-            let at = write.offset as usize;
-            disk[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
-        }
-        let label = read_label(&disk[..LABEL_BYTES], bytes as u64).unwrap();
+        let (disk, label) = formatted(bytes);
         Rig::open(disk, label, traits)
     }
 
