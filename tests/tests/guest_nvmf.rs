@@ -69,6 +69,17 @@ fn wait_in(guest: &mut Guest, condition: &str) {
     ));
 }
 
+/// A daemon with a disk of 64 MiB, its port, and a guest that has it as `/dev/nvme0n1`; `more` is
+/// for its `nvme connect`.
+fn connected(more: &str) -> (Daemon, u16, Guest) {
+    let daemon = target(64);
+    let port = listen(&daemon);
+    let mut guest = boot(&daemon);
+    connect(&mut guest, port, more);
+    wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
+    (daemon, port, guest)
+}
+
 /// Starts verified I/O in the guest's background.
 fn start_io(guest: &mut Guest) {
     guest.run(
@@ -145,11 +156,7 @@ fn digests_guard_every_transfer() {
         return;
     }
     let _turn = turn();
-    let daemon = target(64);
-    let port = listen(&daemon);
-    let mut guest = boot(&daemon);
-    connect(&mut guest, port, "--hdr-digest --data-digest --nr-io-queues=2");
-    wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
+    let (_daemon, _, mut guest) = connected("--hdr-digest --data-digest --nr-io-queues=2");
     start_io(&mut guest);
     finish_io(&mut guest);
     guest.run("dd if=/dev/urandom of=/dev/nvme0n1 bs=1M count=8 oflag=direct");
@@ -162,11 +169,7 @@ fn namespaces_come_grow_and_go_while_connected() {
         return;
     }
     let _turn = turn();
-    let daemon = target(64);
-    let port = listen(&daemon);
-    let mut guest = boot(&daemon);
-    connect(&mut guest, port, "");
-    wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
+    let (daemon, _, mut guest) = connected("");
     daemon.create_disk("second", 32);
     assert_eq!(add_namespace(&daemon, "second"), json!(2));
     wait_in(&mut guest, "[ -b /dev/nvme0n2 ]");
@@ -194,11 +197,7 @@ fn reservations_work_as_nvme_cli_asks_for_them() {
         return;
     }
     let _turn = turn();
-    let mut daemon = target(64);
-    let port = listen(&daemon);
-    let mut guest = boot(&daemon);
-    connect(&mut guest, port, "--reconnect-delay=1");
-    wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
+    let (mut daemon, _, mut guest) = connected("--reconnect-delay=1");
     guest.run("nvme resv-register /dev/nvme0n1 -n 1 --nrkey=0x1234 --rrega=0 --cptpl=3");
     guest.run("nvme resv-acquire /dev/nvme0n1 -n 1 --crkey=0x1234 --rtype=1 --racqa=0");
     let report = guest.run("nvme resv-report /dev/nvme0n1 -n 1 --eds");
@@ -257,11 +256,7 @@ fn the_daemon_dies_and_the_kernel_goes_on() {
         return;
     }
     let _turn = turn();
-    let mut daemon = target(64);
-    let port = listen(&daemon);
-    let mut guest = boot(&daemon);
-    connect(&mut guest, port, "--reconnect-delay=1");
-    wait_in(&mut guest, "[ -b /dev/nvme0n1 ]");
+    let (mut daemon, _, mut guest) = connected("--reconnect-delay=1");
     start_io(&mut guest);
     for _ in 0..2 {
         sleep(IO_TIME);

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use lamina_tests::guest::{Daemon, MIB};
+use lamina_tests::guest::MIB;
 use lamina_tests::nvme::{
     Command, Connection, Controller, Exported, Fuse, Lost, NQN, Options, Payload, Queue, Status,
-    address_json, free_port, namespace_blocks, nvm, pattern, rw,
+    address_json, namespace_blocks, nvm, pattern, rw,
 };
 use serde_json::json;
 
@@ -266,24 +266,7 @@ fn an_inaccessible_path_says_so_and_comes_back() {
 
 #[test]
 fn queues_reach_disks_of_other_reactors() {
-    let mut daemon = Daemon::new();
-    daemon.set_arguments(&["--reactors", "2"]);
-    daemon.start();
-    let port = free_port();
-    daemon.ask("nvmf_create_subsystem", json!({"nqn": NQN, "allow_any_host": true}));
-    for n in 0..2 {
-        let path = daemon.path(&format!("{n}.store"));
-        let store = json!({"name": format!("s{n}"), "path": path, "size": 128 * MIB});
-        daemon.ask("lamina_store_create", store);
-        let disk =
-            json!({"lvol_name": format!("d{n}"), "size": 16 * MIB, "lvs_name": format!("s{n}")});
-        daemon.ask("bdev_lvol_create", disk);
-        let namespace = json!({"nqn": NQN, "namespace": {"bdev_name": format!("d{n}")}});
-        daemon.ask("nvmf_subsystem_add_ns", namespace);
-    }
-    let listener = json!({"nqn": NQN, "listen_address": address_json(port)});
-    daemon.ask("nvmf_subsystem_add_listener", listener);
-    let exported = Exported { daemon, port };
+    let exported = Exported::on_two_reactors();
     let mut controller = exported.connect();
     controller.ask_queues(2);
     let mut queues = [controller.io_queue(1, 128), controller.io_queue(2, 128)];

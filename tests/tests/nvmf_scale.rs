@@ -3,10 +3,9 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use lamina_tests::guest::{Daemon, MIB};
 use lamina_tests::nvme::{
-    Connection, Controller, Exported, Host, NQN, Options, Payload, Queue, Status, address_json,
-    free_port, nvm, pattern, rw,
+    Connection, Controller, Exported, Host, NQN, Options, Payload, Queue, Status, free_port, nvm,
+    pattern, rw,
 };
 use serde_json::json;
 
@@ -128,24 +127,7 @@ fn a_queue_has_1024_entries_and_as_many_commands_in_flight() {
 
 #[test]
 fn many_hosts_share_several_reactors() {
-    let mut daemon = Daemon::new();
-    daemon.set_arguments(&["--reactors", "2"]);
-    daemon.start();
-    let port = free_port();
-    daemon.ask("nvmf_create_subsystem", json!({"nqn": NQN, "allow_any_host": true}));
-    for n in 0..2 {
-        let path = daemon.path(&format!("{n}.store"));
-        let store = json!({"name": format!("s{n}"), "path": path, "size": 128 * MIB});
-        daemon.ask("lamina_store_create", store);
-        let disk =
-            json!({"lvol_name": format!("d{n}"), "size": 16 * MIB, "lvs_name": format!("s{n}")});
-        daemon.ask("bdev_lvol_create", disk);
-        let namespace = json!({"nqn": NQN, "namespace": {"bdev_name": format!("d{n}")}});
-        daemon.ask("nvmf_subsystem_add_ns", namespace);
-    }
-    let listener = json!({"nqn": NQN, "listen_address": address_json(port)});
-    daemon.ask("nvmf_subsystem_add_listener", listener);
-    let exported = Exported { daemon, port };
+    let exported = Exported::on_two_reactors();
     let idle = (exported.stats(), exported.daemon.descriptors());
     let mut controllers = Vec::new();
     let mut queues = Vec::new();

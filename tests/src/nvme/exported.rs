@@ -83,6 +83,31 @@ impl Exported {
         exported
     }
 
+    /// A daemon with two reactors, and a store with a disk of 16 MiB on each.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[must_use]
+    pub fn on_two_reactors() -> Exported {
+        let mut daemon = Daemon::new();
+        daemon.set_arguments(&["--reactors", "2"]);
+        daemon.start();
+        let port = free_port();
+        daemon.ask("nvmf_create_subsystem", json!({"nqn": NQN, "allow_any_host": true}));
+        for n in 0..2 {
+            let path = daemon.path(&format!("{n}.store"));
+            let store = json!({"name": format!("s{n}"), "path": path, "size": 128 * MIB});
+            daemon.ask("lamina_store_create", store);
+            let disk = json!({"lvol_name": format!("d{n}"), "size": 16 * MIB, "lvs_name": format!("s{n}")});
+            daemon.ask("bdev_lvol_create", disk);
+            let namespace = json!({"nqn": NQN, "namespace": {"bdev_name": format!("d{n}")}});
+            daemon.ask("nvmf_subsystem_add_ns", namespace);
+        }
+        let listener = json!({"nqn": NQN, "listen_address": address_json(port)});
+        daemon.ask("nvmf_subsystem_add_listener", listener);
+        Exported { daemon, port }
+    }
+
     /// Adds a disk or snapshot; its namespace id.
     ///
     /// # Panics
