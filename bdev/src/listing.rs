@@ -29,6 +29,28 @@ impl Engine {
         self.listed().map(|(id, disk)| (id, disk.name, disk.uuid))
     }
 
+    /// The snapshots of this identity (there should be one), without copying any other.
+    pub fn snapshots_called(&self, uuid: Uuid) -> impl Iterator<Item = SnapRef> {
+        self.listed().flat_map(move |(disk, found)| {
+            let called = found.snaps.iter().filter(move |s| s.uuid == uuid && !s.dying);
+            called.map(move |s| SnapRef { disk, snap: SnapId(s.id) })
+        })
+    }
+
+    /// One snapshot; `None` if there is none of that number.
+    pub fn snapshot_info(&self, snap: SnapRef) -> Option<SnapInfo> {
+        let disk = self.disks.get(snap.disk.0 as usize)?.as_ref()?;
+        let found = disk.snap(snap.snap.0).filter(|s| !s.dying && !disk.deleting)?;
+        Some(self.snap_info(snap.disk, found))
+    }
+
+    /// Names of the disks that were made from a snapshot, by slot.
+    pub fn clone_names(&self, snap: SnapRef) -> impl Iterator<Item = Name> {
+        let origin = Some((snap.disk.0, snap.snap.0));
+        let clones = self.listed().filter(move |(_, d)| d.origin == origin && !d.adopted);
+        clones.map(|(_, disk)| disk.name)
+    }
+
     /// The snapshots of a disk, oldest first.
     pub fn snapshots(&self, disk: DiskId) -> Vec<SnapInfo> {
         let Some(found) = self.disks.get(disk.0 as usize).and_then(|d| d.as_ref()) else {
@@ -38,17 +60,21 @@ impl Engine {
             .snaps
             .iter()
             .filter(|s| !s.dying && !found.deleting)
-            .map(|s| SnapInfo {
-                snap: SnapRef { disk, snap: SnapId(s.id) },
-                uuid: s.uuid,
-                label: s.label,
-                time: s.time,
-                size: s.size,
-                mapped_blocks: s.mapped,
-                clones: self.clones_of(disk, s),
-                attached: s.attached,
-            })
+            .map(|s| self.snap_info(disk, s))
             .collect()
+    }
+
+    fn snap_info(&self, disk: DiskId, snap: &Snap) -> SnapInfo {
+        SnapInfo {
+            snap: SnapRef { disk, snap: SnapId(snap.id) },
+            uuid: snap.uuid,
+            label: snap.label,
+            time: snap.time,
+            size: snap.size,
+            mapped_blocks: snap.mapped,
+            clones: self.clones_of(disk, snap),
+            attached: snap.attached,
+        }
     }
 
     /// Disks that were made from the snapshot (those it has inherited from a deleted one excepted).

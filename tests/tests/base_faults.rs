@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use lamina_tests::client::{Device, Options};
 use lamina_tests::disk::{Faults, Rig, Running, Way, Which, ready};
+use lamina_tests::guest::Daemon;
 use lamina_tests::load::{Client, Mix, Model, Rng, check_disk, lock};
 use lamina_tests::number;
 use serde_json::{Value, json};
@@ -52,6 +53,16 @@ fn assert_lives(rig: &Rig, when: &str) {
     rig.daemon.ask("lamina_stats", json!({}));
     let took = begun.elapsed();
     assert!(took < RPC_TIME_MAX, "{when}: two answers over RPC took {took:?}");
+}
+
+/// A disk is made and deleted in a store, soon.
+fn change_store(daemon: &Daemon, store: &str) {
+    let begun = Instant::now();
+    let disk = json!({"lvol_name": "brief", "size": 1 << 20, "lvs_name": store});
+    daemon.ask("bdev_lvol_create", disk);
+    daemon.ask("bdev_lvol_delete", json!({"name": format!("{store}/brief")}));
+    let took = begun.elapsed();
+    assert!(took < RPC_TIME_MAX, "changes of another store took {took:?}");
 }
 
 /// The store is closed and opened again, everything is read, and goes on.
@@ -255,12 +266,26 @@ fn a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor() {
     let model = Arc::new(Mutex::new(Model::new(12 << 8)));
     let quick = Client::new(other.queue(0), model, 7, 1 << 40);
     let progress = quick.progress();
+    for name in ["exported", "deleted"] {
+        let disk = json!({"lvol_name": name, "size": 1 << 20, "lvs_name": "pool"});
+        rig.daemon.ask("bdev_lvol_create", disk);
+    }
+    let exported = rig.daemon.export("exported", false);
     let (slow, quick) = (Running::new(client), Running::new(quick));
-    {
+    std::thread::scope(|scope| {
         let stall = rig.disk.stall();
         // Until everything that the store has room for hangs in the kernel.
         sleep(Duration::from_millis(300));
         assert!(stall.held() > 0, "the base was asked for something while it stalled");
+        // What wants something of it has to wait, and nobody else because of that.
+        let daemon = &rig.daemon;
+        let asked = [
+            ("bdev_lvol_snapshot", json!({"lvol_name": "vm", "snapshot_name": "meanwhile"})),
+            ("vhost_delete_controller", json!({"ctrlr": "exported.sock"})),
+            ("bdev_lvol_delete", json!({"name": "deleted"})),
+        ];
+        let asked = asked
+            .map(|(method, params)| (method, scope.spawn(move || daemon.try_ask(method, params))));
         let end = Instant::now() + stalled;
         let mut slowest = u64::MAX;
         while Instant::now() < end {
@@ -268,10 +293,17 @@ fn a_stalled_fuse_file_does_not_stop_other_stores_of_the_same_reactor() {
             sleep(Duration::from_millis(500));
             slowest = slowest.min(progress.load(Relaxed) - before);
             assert_lives(&rig, "while a FUSE file stalls");
+            change_store(daemon, "quick");
         }
         println!("at least {slowest} answers of the other store in each half second of the stall");
         assert!(slowest > 20, "the other store stood still: {slowest} answers in half a second");
-    }
+        drop(stall);
+        for (method, answer) in asked {
+            let answer = answer.join().expect("it does not panic");
+            assert!(answer.is_ok(), "{method}, after the stall: {answer:?}");
+        }
+    });
+    assert!(!exported.exists(), "the export is gone");
     let (mut slow, quick) = (slow.stop(), quick.stop());
     assert!(slow.flush(PATIENCE), "a flush after the stall");
     assert_eq!((slow.counts.errors, quick.counts.errors), (0, 0), "a stall is no error");

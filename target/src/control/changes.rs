@@ -119,7 +119,7 @@ impl Control {
         let shard = newer.store.shards[newer.shard].clone();
         let (snap, now) = match &newer.entity {
             Entity::Snapshot(_, snap) => (*snap, snap.label.as_str().starts_with(NOW_PREFIX)),
-            Entity::Disk(disk) => (self.take_now(&shard, disk)?, true),
+            Entity::Disk(disk) => (self.take_now(&newer, disk)?, true),
         };
         let answer = diff_page(&shard, &snap, since.as_ref().map(|(_, snap)| snap), params);
         if now {
@@ -139,8 +139,9 @@ impl Control {
     ///
     /// # Errors
     /// The engine's.
-    pub(super) fn take_now(&self, shard: &ShardHandle, disk: &DiskInfo) -> Result<SnapInfo, Error> {
-        let _change = self.change()?;
+    pub(super) fn take_now(&self, found: &Found, disk: &DiskInfo) -> Result<SnapInfo, Error> {
+        let _change = self.change_in(&found.store)?;
+        let shard = &found.store.shards[found.shard];
         let uuid = random::new_uuid();
         let text = format!("{NOW_PREFIX}{}", &uuid.to_string()[..8]);
         let label = Name::new(&text).map_err(|why| Error::new(ErrorKind::Invalid, why))?;

@@ -43,9 +43,9 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Invalid` (which store?), `Busy` (being checked already), `Io`.
     pub fn start_check(&self, store: Option<&str>) -> Result<(), Error> {
-        // So that it is not being closed.
-        let _change = self.change()?;
         let store = self.one_store(store)?;
+        // So that it is not being closed.
+        let _change = self.change_in(&store)?;
         let mut job = unpoisoned(store.check.lock());
         if job.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             let why = format!("the store {} is being checked already", store.name);

@@ -6,6 +6,7 @@ use lamina_bdev::{Command, DiskInfo, Error, ErrorKind, Name, Reply, Uuid};
 
 use super::names::{self, Entity, Found};
 use super::stores::Store;
+use super::turns::Changing;
 use super::{Control, blob, name, now_seconds, random, snapshots};
 
 impl Control {
@@ -34,16 +35,18 @@ impl Control {
     /// As [`Control::find`]; `Invalid` for a snapshot.
     pub(super) fn find_disk(&self, text: &str) -> Result<(Found, DiskInfo), Error> {
         let found = self.find(text)?;
-        match &found.entity {
-            Entity::Disk(disk) => {
-                let disk = disk.clone();
-                Ok((found, disk))
-            }
-            Entity::Snapshot(..) => {
-                let why = format!("{} is a snapshot; a disk is needed here", found.alias());
-                Err(Error::new(ErrorKind::Invalid, why))
-            }
-        }
+        let disk = disk_of(&found)?;
+        Ok((found, disk))
+    }
+
+    /// The same, with the right to change its store.
+    ///
+    /// # Errors
+    /// As [`Control::find_disk`] and [`Control::change_of`].
+    pub(super) fn change_of_disk(&self, text: &str) -> Result<(Changing, Found, DiskInfo), Error> {
+        let (changing, found) = self.change_of(text)?;
+        let disk = disk_of(&found)?;
+        Ok((changing, found, disk))
     }
 
     /// A new empty disk in the shard with the most room.
@@ -56,9 +59,9 @@ impl Control {
         size: u64,
         store: Option<&str>,
     ) -> Result<Uuid, Error> {
-        let _change = self.change()?;
         let name = name(text)?;
         let store = self.one_store(store)?;
+        let _change = self.change_in(&store)?;
         self.refuse_disk_name(&store, name)?;
         let mut best = (0, 0);
         for (index, shard) in store.shards.iter().enumerate() {
@@ -77,11 +80,10 @@ impl Control {
     /// # Errors
     /// `Exists`, `Invalid`, `NotFound`, `NoSpace`.
     pub(super) fn clone_disk(&self, snapshot: &str, text: &str) -> Result<Uuid, Error> {
-        let _change = self.change()?;
         // SPDK's clients may give the new name with the store before it.
         let text = text.split_once('/').map_or(text, |(_, name)| name);
         let name = name(text)?;
-        let found = self.find(snapshot)?;
+        let (_change, found) = self.change_of(snapshot)?;
         let Entity::Snapshot(_, snap) = &found.entity else {
             let why = format!(
                 "{} is a disk: take a snapshot of it first, then clone that",
@@ -102,8 +104,7 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Invalid`, `NoSpace`.
     pub(super) fn resize_disk(&self, text: &str, size: u64) -> Result<(), Error> {
-        let _change = self.change()?;
-        let (found, disk) = self.find_disk(text)?;
+        let (_change, found, disk) = self.change_of_disk(text)?;
         let shard = &found.store.shards[found.shard];
         shard.command(Command::Resize(disk.id, size))?;
         // The engine rounds up; guests must hear what it made of it.
@@ -124,8 +125,7 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Exists`, `Invalid`.
     pub(super) fn rename(&self, text: &str, new: &str) -> Result<(), Error> {
-        let _change = self.change()?;
-        let found = self.find(text)?;
+        let (_change, found) = self.change_of(text)?;
         let shard = &found.store.shards[found.shard];
         match &found.entity {
             Entity::Disk(disk) => {
@@ -150,8 +150,7 @@ impl Control {
     /// # Errors
     /// `NotFound`; `Busy` while exported.
     pub(super) fn delete(&self, text: &str) -> Result<(), Error> {
-        let _change = self.change()?;
-        let found = self.find(text)?;
+        let (_change, found) = self.change_of(text)?;
         let disk = found.entity.disk();
         let exports = self.exports_of(&found.store, found.shard, disk.id);
         let (command, blocking) = match &found.entity {
@@ -201,5 +200,15 @@ impl Control {
             }
         }
         Ok(())
+    }
+}
+
+fn disk_of(found: &Found) -> Result<DiskInfo, Error> {
+    match &found.entity {
+        Entity::Disk(disk) => Ok(disk.clone()),
+        Entity::Snapshot(..) => {
+            let why = format!("{} is a snapshot; a disk is needed here", found.alias());
+            Err(Error::new(ErrorKind::Invalid, why))
+        }
     }
 }

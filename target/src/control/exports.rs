@@ -151,7 +151,7 @@ impl Export {
 
     /// Takes it down: the connection ends, its requests finish, the socket goes. Nothing happens
     /// if it is down already. A base that hangs holds this up until a command's time is over, so
-    /// whoever calls it should not hold [`Control::change`]: other stores are not concerned.
+    /// whoever calls it should not hold [`Control::change`].
     ///
     /// # Errors
     /// `Io` if requests do not end; `Busy` while a shrink of the disk goes on. It can be tried
@@ -179,21 +179,13 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Exists` (the name), `Busy` (the socket), `Invalid`, `NoSpace`, `Io`.
     pub(super) fn create_export(&self, new: &NewExport<'_>) -> Result<(), Error> {
-        let _change = self.change()?;
         let socket = socket_path(&self.export_dir, new.ctrlr)?;
         let num_queues = new.num_queues.unwrap_or(QUEUES_DEFAULT);
         if !(1..=QUEUES_MAX).contains(&num_queues) {
             let why = format!("an export has 1 to {QUEUES_MAX} queues, not {num_queues}");
             return Err(Error::new(ErrorKind::Invalid, why));
         }
-        if let Some(taken) = self.exports().iter().find(|export| export.socket == socket) {
-            let why = format!(
-                "{} is exported as {} already: choose another name, or end that export first",
-                taken.device_name, taken.record.ctrlr
-            );
-            return Err(Error::new(ErrorKind::Exists, why));
-        }
-        let found = self.find(new.device)?;
+        let (_change, found) = self.change_of(new.device)?;
         let (dev, readonly) = match &found.entity {
             Entity::Disk(_) => (Exported::Disk, new.readonly),
             Entity::Snapshot(_, snap) => (Exported::Snapshot(snap.snap.snap.0), true),
@@ -212,27 +204,54 @@ impl Control {
         if !Path::new(new.ctrlr).is_absolute() {
             make_folder(&self.export_dir)?;
         }
-        let index = self.free_index(&found.store, found.shard)?;
+        let export = self.enlist(record, &found.store, found.shard, &found.entity, socket)?;
+        let kept = export.bring_up().and_then(|()| {
+            let kept = export.shard_handle().command(Command::SetBlob(disk.id, blob));
+            if kept.is_err() {
+                let _ = export.take_down();
+            }
+            kept
+        });
+        if kept.is_err() {
+            self.exports().retain(|other| !Arc::ptr_eq(other, &export));
+        }
+        kept.map(|_| ())
+    }
+
+    /// Puts a new export among the others: from then on its socket and its place are taken.
+    ///
+    /// # Errors
+    /// `Exists` (the socket), `NoSpace`.
+    fn enlist(
+        &self,
+        record: ExportRecord,
+        store: &Arc<Store>,
+        shard: usize,
+        entity: &Entity,
+        socket: PathBuf,
+    ) -> Result<Arc<Export>, Error> {
+        let mut exports = self.exports();
+        if let Some(taken) = exports.iter().find(|export| export.socket == socket) {
+            let why = format!(
+                "{} is exported as {} already: choose another name, or end that export first",
+                taken.device_name, taken.record.ctrlr
+            );
+            return Err(Error::new(ErrorKind::Exists, why));
+        }
         let export = Arc::new(Export {
+            index: free_index(&exports, store, shard)?,
             record,
-            shard: found.shard,
-            disk: disk.id,
-            uuid: found.entity.uuid(),
-            device_name: found.alias(),
-            store: found.store.clone(),
+            shard,
+            disk: entity.disk().id,
+            uuid: entity.uuid(),
+            device_name: format!("{}/{}", store.name, entity.name()),
+            store: store.clone(),
             socket,
-            index,
             live: Mutex::new(None),
             ending: Mutex::new(()),
         });
-        export.bring_up()?;
-        let kept = export.shard_handle().command(Command::SetBlob(disk.id, blob));
-        if let Err(error) = kept {
-            let _ = export.take_down();
-            return Err(error);
-        }
-        self.exports().push(export);
-        Ok(())
+        exports.push(export.clone());
+        Ok(export)
     }
 
     /// Ends an export, and forgets it.
@@ -240,13 +259,14 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Io`.
     pub(super) fn delete_export(&self, ctrlr: &str) -> Result<(), Error> {
-        let export = {
-            let _change = self.change()?;
-            self.find_export(ctrlr)?
-        };
+        let export = self.find_export(ctrlr)?;
+        let _change = self.change_in(&export.store)?;
+        if !self.exports().iter().any(|other| Arc::ptr_eq(other, &export)) {
+            let why = format!("the export {ctrlr:?} has been ended meanwhile");
+            return Err(Error::new(ErrorKind::NotFound, why));
+        }
         // It stays among the exports, so its name and its disk stay taken.
         export.take_down()?;
-        let _change = self.change()?;
         let shard = export.shard_handle();
         let disk = export.disk;
         let blob = shard.query(move |engine| engine.disk_info(disk).map(|known| known.blob))?;
@@ -336,32 +356,17 @@ impl Control {
         let Some(entity) = entity else {
             return complain(&Error::new(ErrorKind::NotFound, "its snapshot is gone"));
         };
-        let checked = socket_path(&self.export_dir, &record.ctrlr).and_then(|socket| {
+        let enlisted = socket_path(&self.export_dir, &record.ctrlr).and_then(|socket| {
             make_folder(&self.export_dir)?;
             if !(1..=QUEUES_MAX).contains(&record.num_queues) {
                 return Err(Error::new(ErrorKind::Corrupt, "its number of queues is not possible"));
             }
-            if self.exports().iter().any(|export| export.socket == socket) {
-                return Err(Error::new(ErrorKind::Exists, "another export has this socket"));
-            }
-            Ok((socket, self.free_index(store, shard)?))
+            self.enlist(record.clone(), store, shard, &entity, socket)
         });
-        let (socket, index) = match checked {
-            Ok(checked) => checked,
+        let export = match enlisted {
+            Ok(export) => export,
             Err(error) => return complain(&error),
         };
-        let export = Arc::new(Export {
-            record: record.clone(),
-            shard,
-            disk: disk.id,
-            uuid: entity.uuid(),
-            device_name: format!("{}/{}", store.name, entity.name()),
-            store: store.clone(),
-            socket,
-            index,
-            live: Mutex::new(None),
-            ending: Mutex::new(()),
-        });
         match export.bring_up() {
             Ok(()) => log::info(format!(
                 "{} is exported again on {}",
@@ -370,19 +375,17 @@ impl Control {
             )),
             Err(error) => complain(&error),
         }
-        self.exports().push(export);
     }
+}
 
-    /// The lowest place on the shard that no export has.
-    fn free_index(&self, store: &Arc<Store>, shard: usize) -> Result<u16, Error> {
-        let exports = self.exports();
-        let taken = |index: u16| {
-            exports.iter().any(|export| {
-                Arc::ptr_eq(&export.store, store) && export.shard == shard && export.index == index
-            })
-        };
-        (0..NVMF_INDEX).find(|&index| !taken(index)).ok_or_else(|| {
-            Error::new(ErrorKind::NoSpace, "the shard has as many exports as are possible")
+/// The lowest place on the shard that no export has.
+fn free_index(exports: &[Arc<Export>], store: &Arc<Store>, shard: usize) -> Result<u16, Error> {
+    let taken = |index: u16| {
+        exports.iter().any(|export| {
+            Arc::ptr_eq(&export.store, store) && export.shard == shard && export.index == index
         })
-    }
+    };
+    (0..NVMF_INDEX).find(|&index| !taken(index)).ok_or_else(|| {
+        Error::new(ErrorKind::NoSpace, "the shard has as many exports as are possible")
+    })
 }

@@ -12,8 +12,8 @@
 //!                                             reactors
 //! ```
 //!
-//! One change at a time: whatever changes something holds [`Control::change`]. Looking needs no
-//! lock but the short one around the list of stores.
+//! One change at a time in a store, and of the daemon as a whole ([`turns`]). Looking needs no lock
+//! but the short one around the list of stores.
 
 mod blob;
 mod changes;
@@ -39,6 +39,7 @@ mod sockets;
 mod state;
 mod stores;
 mod streams;
+mod turns;
 mod views;
 
 use std::path::PathBuf;
@@ -200,8 +201,13 @@ impl Control {
     /// The end in good order: exports stop, what is in flight finishes, every store gets a
     /// consistency point. True if all of that went well.
     pub fn shut_down(&self) -> bool {
-        let _change = self.lock_change();
         self.stopping.store(true, Ordering::Release);
+        // Changes that have begun come to their end; no other begins.
+        drop(self.lock_change());
+        for store in self.open_stores() {
+            drop(self.lock_store(&store));
+        }
+        let _change = self.lock_change();
         let mut good = true;
         let mut check = |what: &str, result: Result<(), Error>| {
             if let Err(error) = result {
@@ -234,20 +240,11 @@ impl Control {
         let _ = self.stop.try_send(why);
     }
 
-    /// The right to change something, until dropped.
-    ///
-    /// # Errors
-    /// `Busy` when the daemon is stopping.
-    fn change(&self) -> Result<MutexGuard<'_, ()>, Error> {
-        let guard = self.lock_change();
+    fn refuse_when_stopping(&self) -> Result<(), Error> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Busy, "laminad is stopping"));
         }
-        Ok(guard)
-    }
-
-    fn lock_change(&self) -> MutexGuard<'_, ()> {
-        unpoisoned(self.changing.lock())
+        Ok(())
     }
 
     fn stores_mut(&self) -> std::sync::RwLockWriteGuard<'_, Stores> {

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use lamina_bdev::{DiskInfo, Engine, Error, ErrorKind, SnapInfo, Uuid};
+use lamina_bdev::{DiskInfo, Engine, Error, ErrorKind, SnapInfo, SnapRef, Uuid};
 
 use super::stores::Store;
 
@@ -152,7 +152,10 @@ fn search(engine: &Engine, query: &Query) -> Vec<Entity> {
     match query {
         Query::Uuid(uuid) => match engine.disk_names().find(|(_, _, known)| known == uuid) {
             Some((id, ..)) => engine.disk_info(id).map(Entity::Disk).into_iter().collect(),
-            None => snapshots_where(engine, |snap| snap.uuid == *uuid),
+            None => {
+                let called = engine.snapshots_called(*uuid);
+                called.filter_map(|snap| snapshot(engine, snap)).collect()
+            }
         },
         Query::Plain(name) => match disk_named(name) {
             Some((id, ..)) => engine.disk_info(id).map(Entity::Disk).into_iter().collect(),
@@ -166,6 +169,10 @@ fn search(engine: &Engine, query: &Query) -> Vec<Entity> {
             found.into_iter().collect()
         }
     }
+}
+
+fn snapshot(engine: &Engine, snap: SnapRef) -> Option<Entity> {
+    Some(Entity::Snapshot(engine.disk_info(snap.disk)?, engine.snapshot_info(snap)?))
 }
 
 /// The snapshot with this label, or else with this number.

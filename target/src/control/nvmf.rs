@@ -8,8 +8,8 @@
 //!  store closed ─► namespaces of its disks out of the target, not out of the book
 //! ```
 //!
-//! One device stands for a disk or snapshot however many namespaces show it. Whoever changes
-//! something here holds [`Control::change`].
+//! One device stands for a disk or snapshot however many namespaces show it. Whoever changes what
+//! is shown holds [`Control::change`]; whoever attaches or detaches, [`Control::change_in`].
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -401,16 +401,28 @@ impl Control {
         }
     }
 
-    /// Takes namespaces out of the book of devices, and lets go what is not shown any more.
-    pub(super) fn forget_shown(&self, gone: impl Fn(&Shown) -> bool) -> Result<(), Error> {
-        let mut keys = Vec::new();
+    /// Takes namespaces out of the book of devices; those that are shown less.
+    pub(super) fn forget_shown(&self, gone: impl Fn(&Shown) -> bool) -> Vec<Device> {
+        let mut less = Vec::new();
         for device in self.nvmf.devices().iter_mut() {
             let before = device.shown.len();
             device.shown.retain(|shown| !gone(shown));
             if device.shown.len() < before {
-                keys.push(device.key);
+                less.push(device.clone());
             }
         }
-        keys.into_iter().try_for_each(|key| self.nvmf.detach_if_unused(key))
+        less
+    }
+
+    /// Lets go of devices, unless they are still, or again, shown. Not to be called by who holds
+    /// [`Control::change`]: requests in flight on a base that hangs hold this up.
+    ///
+    /// # Errors
+    /// `Io` if requests do not end.
+    pub(super) fn detach_unused(&self, devices: Vec<Device>) -> Result<(), Error> {
+        devices.into_iter().try_for_each(|device| {
+            let _change = self.lock_store(&device.store);
+            self.nvmf.detach_if_unused(device.key)
+        })
     }
 }

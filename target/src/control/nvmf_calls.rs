@@ -161,23 +161,28 @@ impl Control {
     }
 
     fn delete_subsystem(&self, nqn: &str) -> Answer {
-        let _change = self.change().map_err(failure)?;
+        let change = self.change().map_err(failure)?;
         let name = nqn.to_string();
         self.edit_target(nqn, move |target| target.remove_subsystem(&name).map(|_| ()))?;
-        self.forget_shown_of(nqn, None)?;
+        let hidden = self.forget_shown(|shown| shown.nqn == nqn);
         let kept = self.nvmf.book.change(|records| records.subsystems.retain(|o| o.nqn != nqn));
+        drop(change);
+        self.detach_unused(hidden).map_err(failure)?;
         kept.map_err(failure)?;
         rpc::NvmfDeleteSubsystem::reply(true)
     }
 
-    fn forget_shown_of(&self, nqn: &str, nsid: Option<u32>) -> Result<(), RpcError> {
-        self.forget_shown(|shown| shown.nqn == nqn && nsid.is_none_or(|nsid| nsid == shown.nsid))
-            .map_err(failure)
-    }
-
     fn add_namespace(&self, params: rpc::NvmfSubsystemAddNs) -> Answer {
-        let _change = self.change().map_err(failure)?;
         let nqn = params.nqn;
+        self.nvmf
+            .service
+            .run({
+                let nqn = nqn.clone();
+                move |core| expect(core.target(), &nqn)
+            })
+            .map_err(failure)??;
+        let (_in_store, found) = self.change_of(&params.namespace.bdev_name).map_err(failure)?;
+        let _change = self.change().map_err(failure)?;
         let name = nqn.clone();
         let shown = self.nvmf.service.run(move |core| {
             expect(core.target(), &name)?;
@@ -186,7 +191,6 @@ impl Control {
             Ok::<Vec<u32>, RpcError>(shown.collect())
         });
         let shown: Vec<u32> = shown.map_err(failure)??;
-        let found = self.find(&params.namespace.bdev_name).map_err(failure)?;
         let disk = found.entity.disk();
         if self.is_importing(disk.uuid) {
             let why = format!("a stream is being imported into {}: wait for its end", disk.name);
@@ -232,7 +236,7 @@ impl Control {
     }
 
     fn remove_namespace(&self, nqn: &str, nsid: u32) -> Answer {
-        let _change = self.change().map_err(failure)?;
+        let change = self.change().map_err(failure)?;
         let name = nqn.to_string();
         let removed = self.edit_target(nqn, move |t| t.remove_namespace(&name, nsid).map(|_| ()));
         let kept = self.nvmf.book.read();
@@ -243,8 +247,11 @@ impl Control {
                 return Err(error);
             }
         }
-        self.forget_shown_of(nqn, Some(nsid))?;
-        self.keep(nqn, |one| one.namespaces.retain(|n| n.nsid != nsid))?;
+        let hidden = self.forget_shown(|shown| shown.nqn == nqn && shown.nsid == nsid);
+        let kept = self.keep(nqn, |one| one.namespaces.retain(|n| n.nsid != nsid));
+        drop(change);
+        self.detach_unused(hidden).map_err(failure)?;
+        kept?;
         rpc::NvmfSubsystemRemoveNs::reply(true)
     }
 

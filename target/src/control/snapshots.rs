@@ -12,9 +12,8 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Exists` (the label), `Invalid`, `NoSpace`.
     pub(super) fn snapshot(&self, disk: &str, label: Option<&str>) -> Result<Uuid, Error> {
-        let _change = self.change()?;
         let label = label_of(label.unwrap_or(""))?;
-        let (found, disk) = self.find_disk(disk)?;
+        let (_change, found, disk) = self.change_of_disk(disk)?;
         let uuid = random::new_uuid();
         let command = Command::Snapshot { disk: disk.id, uuid, label, time: now_seconds() };
         found.store.shards[found.shard].command(command)?;
@@ -26,9 +25,8 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Exists`, `Invalid`.
     pub(super) fn label_snapshot(&self, snapshot: &str, label: &str) -> Result<(), Error> {
-        let _change = self.change()?;
         let label = label_of(label)?;
-        let found = self.find(snapshot)?;
+        let (_change, found) = self.change_of(snapshot)?;
         let Entity::Snapshot(_, snap) = &found.entity else {
             let why = format!("{} is a disk; only snapshots have labels", found.alias());
             return Err(Error::new(ErrorKind::Invalid, why));

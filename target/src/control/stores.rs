@@ -19,6 +19,7 @@ use lamina_bdev::{
 use super::check::CheckJob;
 use super::device::Device;
 use super::state::KnownStore;
+use super::turns::Turn;
 use super::{Control, absolute, name, now_seconds, random};
 use crate::base::Region;
 use crate::base::ram::available_bytes;
@@ -44,6 +45,7 @@ pub struct Store {
     lasting: bool,
     pub(super) device: Device,
     pub(super) check: Mutex<CheckJob>,
+    pub(super) turn: Turn,
 }
 
 impl Store {
@@ -209,6 +211,7 @@ impl Control {
             lasting: lasting.is_some(),
             device: device.clone(),
             check: Mutex::default(),
+            turn: Turn::default(),
         };
         for index in 0..label.shards {
             let many = (label.shards > 1).then_some(index);
@@ -225,6 +228,8 @@ impl Control {
         }
         log::info(format!("store {} on {} is open", store.name, store.path));
         let store = Arc::new(store);
+        // Nobody can have it yet, so this does not wait.
+        let _change = self.lock_store(&store);
         self.stores_mut().open.push(store.clone());
         super::changes::drop_leftovers(&store);
         self.restore_exports(&store);
@@ -293,39 +298,18 @@ impl Control {
     /// # Errors
     /// `NotFound`; `Busy` while something of it is exported and not `force`; `Io`.
     pub fn close_store(&self, text: &str, force: bool) -> Result<(), Error> {
-        let change = self.change()?;
         let Some(store) = self.open_stores().into_iter().find(|store| store.is_called(text)) else {
+            let _change = self.change()?;
             return self.forget_failed(text);
         };
-        let exported = |export: &Arc<super::Export>| Arc::ptr_eq(&export.store, &store);
-        let exports: Vec<_> = self.exports().iter().filter(|e| exported(e)).cloned().collect();
-        if let (Some(first), false) = (exports.first(), force) {
-            let why = format!(
-                "{} of store {} is exported as {}: end its exports first, or say force",
-                first.device_name, store.name, first.record.ctrlr
-            );
-            return Err(Error::new(ErrorKind::Busy, why));
-        }
-        if let (Some((device, one)), false) = (self.shown_of_store(&store), force) {
-            let why = format!(
-                "{} is namespace {} of {}: take it out first, or say force",
-                device.alias, one.nsid, one.nqn
-            );
-            return Err(Error::new(ErrorKind::Busy, why));
-        }
-        self.hide_store(&store)?;
-        drop(change);
+        let _alone = self.change_in(&store)?;
+        let exports = self.exports_to_end(&store, force)?;
         // Its base may hang: other stores go on meanwhile.
+        self.hide_store(&store)?;
         for export in &exports {
             export.take_down()?;
         }
-        let _change = self.change()?;
         self.exports().retain(|export| !exports.iter().any(|ended| Arc::ptr_eq(export, ended)));
-        let open = self.open_stores().iter().any(|open| Arc::ptr_eq(open, &store));
-        if !open || self.exports().iter().any(exported) || self.shown_of_store(&store).is_some() {
-            let why = format!("store {} was changed while it was being closed", store.name);
-            return Err(Error::new(ErrorKind::Busy, why));
-        }
         match self.checkpoint_shards(&store) {
             Ok(()) => {}
             // Closing is the way out of a base that failed: what was flushed is on it, and the
@@ -341,7 +325,40 @@ impl Control {
         self.stores_mut().open.retain(|open| !Arc::ptr_eq(open, &store));
         self.drop_shards(&store);
         log::info(format!("store {} is closed", store.name));
+        let _change = self.lock_change();
         self.remember()
+    }
+
+    /// The exports of a store that is to be closed.
+    ///
+    /// # Errors
+    /// `NotFound` if it has been closed meanwhile; `Busy` while something of it is exported or
+    /// shown, and not `force`.
+    fn exports_to_end(
+        &self,
+        store: &Arc<Store>,
+        force: bool,
+    ) -> Result<Vec<Arc<super::Export>>, Error> {
+        if !self.open_stores().iter().any(|open| Arc::ptr_eq(open, store)) {
+            return Err(no_store(store.name.as_str()));
+        }
+        let of_store = |export: &&Arc<super::Export>| Arc::ptr_eq(&export.store, store);
+        let exports: Vec<_> = self.exports().iter().filter(of_store).cloned().collect();
+        if let (Some(first), false) = (exports.first(), force) {
+            let why = format!(
+                "{} of store {} is exported as {}: end its exports first, or say force",
+                first.device_name, store.name, first.record.ctrlr
+            );
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        if let (Some((device, one)), false) = (self.shown_of_store(store), force) {
+            let why = format!(
+                "{} is namespace {} of {}: take it out first, or say force",
+                device.alias, one.nsid, one.nqn
+            );
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        Ok(exports)
     }
 
     fn forget_failed(&self, text: &str) -> Result<(), Error> {
@@ -379,8 +396,8 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Io`.
     pub fn checkpoint(&self, text: Option<&str>) -> Result<(), Error> {
-        let _change = self.change()?;
         for store in self.stores_called(text)? {
+            let _change = self.change_in(&store)?;
             self.checkpoint_shards(&store)?;
         }
         Ok(())

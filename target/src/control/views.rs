@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lamina_bdev::{BLOCK_SIZE, DiskInfo, Engine, Error, SECTOR_SIZE, SnapInfo, Stats, Uuid};
+use lamina_bdev::{
+    BLOCK_SIZE, DiskId, DiskInfo, Engine, Error, Name, SECTOR_SIZE, SnapInfo, SnapRef, Stats, Uuid,
+};
 use lamina_rpc::methods as rpc;
 
 use super::exports::Export;
@@ -34,47 +36,69 @@ enum Wanted {
     One(Uuid),
 }
 
-/// Runs on a reactor.
+/// Runs on a reactor: what nobody wants is not copied.
 fn nodes(engine: &Engine, wanted: Wanted) -> Vec<Node> {
+    if let Wanted::One(uuid) = wanted {
+        return one(engine, uuid).into_iter().collect();
+    }
     let disks = engine.disks();
     let mut snapshots: BTreeMap<u32, Vec<SnapInfo>> = BTreeMap::new();
     let mut nodes = Vec::new();
-    let is_wanted = |uuid| !matches!(wanted, Wanted::One(only) if only != uuid);
     for disk in &disks {
-        if is_wanted(disk.uuid) {
-            let origin = disk.origin.map(|origin| {
-                let of_origin =
-                    snapshots.entry(origin.disk.0).or_insert_with(|| engine.snapshots(origin.disk));
-                let parent = disks.iter().find(|parent| parent.id == origin.disk);
-                let snap = of_origin.iter().find(|snap| snap.snap == origin);
-                match (parent, snap) {
-                    (Some(parent), Some(snap)) => snapshot_name(parent, snap),
-                    (Some(parent), None) => format!("{}@{}", parent.name, origin.snap.0),
-                    (None, _) => format!("@{}", origin.snap.0),
-                }
-            });
-            let entity = Entity::Disk(disk.clone());
-            nodes.push(Node { entity, origin, clones: Vec::new() });
-        }
+        let origin = disk.origin.map(|origin| {
+            let of_origin =
+                snapshots.entry(origin.disk.0).or_insert_with(|| engine.snapshots(origin.disk));
+            origin_name(disks.iter().find(|parent| parent.id == origin.disk), of_origin, origin)
+        });
+        nodes.push(disk_node(disk.clone(), origin));
         if wanted == Wanted::Disks || disk.snapshots == 0 {
             continue;
         }
         let own = snapshots.entry(disk.id.0).or_insert_with(|| engine.snapshots(disk.id));
-        for snap in own.iter().filter(|snap| is_wanted(snap.uuid)) {
-            let clones = clones_of(&disks, snap);
-            let entity = Entity::Snapshot(disk.clone(), *snap);
-            nodes.push(Node { entity, origin: None, clones });
-        }
+        nodes.extend(own.iter().map(|snap| snapshot_node(engine, disk.clone(), *snap)));
     }
     nodes
 }
 
-fn clones_of(disks: &[DiskInfo], snap: &SnapInfo) -> Vec<String> {
-    if snap.clones == 0 {
-        return Vec::new();
+/// The disk or snapshot of this identity.
+fn one(engine: &Engine, uuid: Uuid) -> Option<Node> {
+    if let Some((id, ..)) = engine.disk_names().find(|(_, _, known)| *known == uuid) {
+        let disk = engine.disk_info(id)?;
+        let origin = disk.origin.map(|origin| {
+            let parent = engine.disk_info(origin.disk);
+            let snap: Vec<SnapInfo> = engine.snapshot_info(origin).into_iter().collect();
+            origin_name(parent.as_ref(), &snap, origin)
+        });
+        return Some(disk_node(disk, origin));
     }
-    let clones = disks.iter().filter(|disk| disk.origin == Some(snap.snap));
-    clones.map(|disk| disk.name.to_string()).collect()
+    let found = engine.snapshots_called(uuid).next()?;
+    Some(snapshot_node(engine, engine.disk_info(found.disk)?, engine.snapshot_info(found)?))
+}
+
+fn disk_node(disk: DiskInfo, origin: Option<String>) -> Node {
+    Node { entity: Entity::Disk(disk), origin, clones: Vec::new() }
+}
+
+fn snapshot_node(engine: &Engine, disk: DiskInfo, snap: SnapInfo) -> Node {
+    let clones = clones_of(engine, &snap);
+    Node { entity: Entity::Snapshot(disk, snap), origin: None, clones }
+}
+
+fn clones_of(engine: &Engine, snap: &SnapInfo) -> Vec<String> {
+    match snap.clones {
+        0 => Vec::new(),
+        _ => engine.clone_names(snap.snap).map(|name| name.to_string()).collect(),
+    }
+}
+
+/// What a clone of `origin` says it comes from; `snapshots` are those of the disk `parent`.
+fn origin_name(parent: Option<&DiskInfo>, snapshots: &[SnapInfo], origin: SnapRef) -> String {
+    let snap = snapshots.iter().find(|snap| snap.snap == origin);
+    match (parent, snap) {
+        (Some(parent), Some(snap)) => snapshot_name(parent, snap),
+        (Some(parent), None) => format!("{}@{}", parent.name, origin.snap.0),
+        (None, _) => format!("@{}", origin.snap.0),
+    }
 }
 
 impl Control {
@@ -360,10 +384,10 @@ pub(super) fn events_since(since: u64, max: usize) -> rpc::Events {
 
 /// Runs on a reactor.
 fn traffic(engine: &Engine) -> Vec<(Uuid, rpc::BdevIostat)> {
-    let counted = |disk: DiskInfo| {
-        let traffic = engine.traffic(disk.id)?;
+    let counted = |(id, _, uuid): (DiskId, Name, Uuid)| {
+        let traffic = engine.traffic(id)?;
         let bdev = rpc::BdevIostat {
-            name: disk.uuid.to_string(),
+            name: uuid.to_string(),
             bytes_read: traffic.read_bytes,
             num_read_ops: traffic.reads,
             bytes_written: traffic.write_bytes,
@@ -371,9 +395,9 @@ fn traffic(engine: &Engine) -> Vec<(Uuid, rpc::BdevIostat)> {
             bytes_unmapped: traffic.discard_bytes,
             num_unmap_ops: traffic.discards,
         };
-        Some((disk.uuid, bdev))
+        Some((uuid, bdev))
     };
-    engine.disks().into_iter().filter_map(counted).collect()
+    engine.disk_names().filter_map(counted).collect()
 }
 
 /// Runs on a reactor.
@@ -388,7 +412,7 @@ fn tree_disks(engine: &Engine) -> Vec<rpc::TreeDisk> {
         label: snap.label.to_string(),
         time: snap.time,
         mapped: snap.mapped_blocks * BLOCK,
-        clones: clones_of(&disks, snap),
+        clones: clones_of(engine, snap),
     };
     let disk = |disk: &DiskInfo| rpc::TreeDisk {
         name: disk.name.to_string(),
@@ -479,6 +503,7 @@ fn counters(stats: &Stats) -> BTreeMap<String, u64> {
         base_reads base_writes base_flushes
         journal_blocks journal_records
         cache_hits cache_misses cache_evictions
+        cache_compactions cache_compact_hits cache_promotions
         checkpoints snapshots parked replayed_records dropped_records
     )
 }

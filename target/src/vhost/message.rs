@@ -66,10 +66,22 @@ pub enum ExportMsg {
     },
     /// What the driver accepted.
     Features(Negotiated),
-    /// The driver switched the write cache.
-    WriteCache(bool),
-    /// The disk has another size, in bytes.
-    Resize(u64),
+    /// The driver switched the write cache. Answered at once, so that what it asks for next comes
+    /// after it.
+    WriteCache {
+        /// On, or every write is durable before it is done.
+        on: bool,
+        /// Answered at once.
+        done: Reply<()>,
+    },
+    /// The disk has another size. Answered at once: only then the guest may hear of it, and ask for
+    /// what is new.
+    Resize {
+        /// Bytes.
+        bytes: u64,
+        /// Answered at once.
+        done: Reply<()>,
+    },
     /// Serve a queue. Answered with the queue if one of that index is still running.
     Start {
         /// The queue, ready.

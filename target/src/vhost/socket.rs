@@ -7,17 +7,21 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::export::ExportConfig;
-use super::message::ExportMsg;
+use super::message::{ExportMsg, Reply};
 use super::session::Session;
 
+/// How long the reactor may take to hear what it is told.
+const TELL_WAIT: Duration = Duration::from_secs(10);
 /// Longest path a Unix socket can have, bytes.
 const PATH_LEN_MAX: usize = 107;
 /// Bytes of a message header: request, flags, length of what follows.
@@ -114,7 +118,16 @@ impl Shared {
     /// the connection: a driver that reads it later sees what is true.
     pub(super) fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Release);
-        (self.post)(ExportMsg::WriteCache(on));
+        self.tell(|done| ExportMsg::WriteCache { on, done });
+    }
+
+    /// Tells the reactor something that holds when this returns, unless the reactor does not move.
+    fn tell(&self, make: impl FnOnce(Reply<()>) -> ExportMsg) {
+        let (done, answer) = Reply::pair();
+        (self.post)(make(done));
+        if let Err(RecvTimeoutError::Timeout) = answer.recv_timeout(TELL_WAIT) {
+            self.say("the reactor does not answer");
+        }
     }
 
     fn say(&self, text: &str) {
@@ -169,8 +182,8 @@ impl ExportServer {
     /// The disk has a new size: tells requests to come, the configuration space, and the guest.
     /// True if a front-end was told; one that gave us no channel learns it when it reads again.
     pub fn resized(&self, capacity_bytes: u64) -> bool {
+        self.shared.tell(|done| ExportMsg::Resize { bytes: capacity_bytes, done });
         self.shared.capacity_bytes.store(capacity_bytes, Ordering::Release);
-        (self.shared.post)(ExportMsg::Resize(capacity_bytes));
         let mut channel = lock(&self.shared.backend_channel);
         let Some(stream) = channel.as_mut() else { return false };
         let mut message = [0; HEADER_BYTES];

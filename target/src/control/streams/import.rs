@@ -65,12 +65,14 @@ impl Control {
     }
 
     /// Makes the disk this import's.
-    fn claim(&self, disk: Uuid, name: &str) -> Result<Importing<'_>, Error> {
+    fn claim(&self, found: &Found) -> Result<Importing<'_>, Error> {
         // Not while an export of it is being made.
-        let _change = self.change()?;
+        let _change = self.change_in(&found.store)?;
+        let disk = found.entity.disk().uuid;
         let mut importing = unpoisoned(self.importing.lock());
         let used = self.exports().iter().any(|export| export.uuid == disk);
         if used || importing.contains(&disk) {
+            let name = found.alias();
             let why = format!("{name} is in use, by an export or another import: end that first");
             return Err(Error::new(ErrorKind::Busy, why));
         }
@@ -232,7 +234,7 @@ impl Control {
                 self.find_disk(&uuid.to_string())?
             }
         };
-        let claim = self.claim(disk.uuid, &found.alias())?;
+        let claim = self.claim(&found)?;
         let before = Progress::load(self.state.dir(), disk.uuid);
         if let Some(before) = before.filter(|before| before.is_of(header)) {
             return Ok((found, disk, before, claim));
@@ -277,7 +279,7 @@ impl Control {
             );
             return Err(Error::new(ErrorKind::Invalid, why));
         };
-        let now = self.take_now(shard, disk)?;
+        let now = self.take_now(found, disk)?;
         let changed = first_change(shard, &begins, &now);
         delete_now(shard, now.snap);
         match changed? {
@@ -314,7 +316,7 @@ impl Control {
         }
         let free = |label: &Name| snaps.iter().all(|snap| snap.label != *label);
         let label = Name::new(&header.label).ok().filter(free).unwrap_or(Name::EMPTY);
-        let _change = self.change()?;
+        let _change = self.change_in(&found.store)?;
         let time = if header.time == 0 { now_seconds() } else { header.time };
         shard.command(Command::Snapshot { disk: id, uuid, label, time })?;
         let taken = shard

@@ -307,7 +307,7 @@ fn writes_carry_fua_exactly_when_the_driver_cannot_or_need_not_flush() {
     ] {
         let negotiated = Negotiated { flush, config_wce, ..all_features(false) };
         let mut rig = Rig::with(config(), negotiated, 16);
-        rig.export.message(ExportMsg::WriteCache(cache));
+        rig.export.message(ExportMsg::WriteCache { on: cache, done: Reply::pair().0 });
         assert_eq!(rig.run(0, 1, WRITE, 0, 512), (OK, 1));
         assert_eq!(rig.run(0, 2, READ, 0, 512), (OK, 513));
         assert_eq!(rig.disk.seen[0].0.fua, fua, "{negotiated:?} {cache}");
@@ -321,10 +321,10 @@ fn the_end_of_the_disk_moves_with_a_resize() {
     let end = (DISK_BYTES / 512) as u64;
     assert_eq!(rig.run(0, 1, READ, end - 1, 1024), (IOERR, 1));
     assert_eq!(rig.run(0, 1, READ, end, 512), (IOERR, 1));
-    rig.export.message(ExportMsg::Resize(512 * 4));
+    rig.export.message(ExportMsg::Resize { bytes: 512 * 4, done: Reply::pair().0 });
     assert_eq!(rig.run(0, 1, READ, 4, 512), (IOERR, 1));
     assert_eq!(rig.run(0, 1, READ, 3, 512), (OK, 513));
-    rig.export.message(ExportMsg::Resize(DISK_BYTES as u64));
+    rig.export.message(ExportMsg::Resize { bytes: DISK_BYTES as u64, done: Reply::pair().0 });
     assert_eq!(rig.run(0, 1, READ, end - 1, 512), (OK, 513));
 }
 
