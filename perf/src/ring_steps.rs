@@ -103,9 +103,6 @@ impl RingGuest {
         let (done, started) = Reply::pair();
         export.message(ExportMsg::Start { queue, done });
         ensure!(started.try_recv()?.is_ok(), "the queue did not start");
-        let mut host = 0;
-        ensure!(memory.translate(&mut 0, BASE, MEMORY, |seg| host = seg.addr), "no memory");
-        rig.leave_data_at(host..host + MEMORY as usize);
         let (seen, place) = (0, 0);
         let (wrap, seen_wrap, avail, used) = (true, true, 0, 0);
         Ok(RingGuest { export, memory, packed, avail, used, place, seen, wrap, seen_wrap })

@@ -15,6 +15,12 @@
 /// Bytes that come and go together.
 pub const LINE: usize = 64;
 
+/// True if two addresses of the same space lie in one line.
+#[inline(always)]
+pub fn same_line(one: u64, other: u64) -> bool {
+    one / LINE as u64 == other / LINE as u64
+}
+
 /// Asks for the line at `addr`, to be read soon. Any address is harmless.
 #[inline(always)]
 pub fn soon_read(addr: usize) {

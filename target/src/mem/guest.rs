@@ -13,17 +13,19 @@
 //! translates and copies, and never drops the last owner of a mapping (the session keeps one).
 #![allow(unsafe_code)]
 // UNSAFETY: mapping foreign memory and volatile access to it have no safe interface. All of it
-// is in this file, so that rings, requests and the in-flight log are written in safe code.
+// is in this file and `span`, so that rings, requests and the in-flight log are safe code.
 
 use std::fs::File;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use lamina_bdev::Seg;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::far;
 use super::sigbus::Watch;
+
+mod span;
+pub use span::GuestSpan;
 
 /// Most regions of one guest.
 pub const REGIONS_MAX: usize = 256;
@@ -329,22 +331,11 @@ impl GuestMemory {
         self.find(hint, addr).is_some()
     }
 
-    /// Copies guest memory out; `None` if any byte of the range is in no region.
+    /// The region that holds `addr`, to look up more than one address in.
     #[inline]
     #[must_use]
-    pub fn read_array<const N: usize>(&self, hint: &mut usize, addr: u64) -> Option<[u8; N]> {
-        let mut out = [0; N];
-        let place = self.find(hint, addr)?;
-        let at = place.host + (addr - place.start) as usize;
-        if place.end - addr >= N as u64 && at.is_multiple_of(8) && N.is_multiple_of(8) {
-            for (word, to) in out.chunks_exact_mut(8).enumerate() {
-                // SAFETY: inside a region of this memory, whose mapping `self` keeps; aligned.
-                let word = unsafe { std::ptr::read_volatile((at + 8 * word) as *const u64) };
-                to.copy_from_slice(&word.to_ne_bytes());
-            }
-            return Some(out);
-        }
-        self.read(hint, addr, &mut out).then_some(out)
+    pub fn window(&self, hint: &mut usize, addr: u64) -> Option<Window<'_>> {
+        self.find(hint, addr).map(|place| Window { place, memory: PhantomData })
     }
 
     /// Copies guest memory out; false if any byte of the range is in no region.
@@ -380,12 +371,11 @@ impl GuestMemory {
         true
     }
 
-    /// Asks for the line at `addr`, which is about to be written (if it is there at all).
+    /// Where the byte at `addr` is for us, 0 if it is in no region: to ask for its line.
     #[inline]
-    pub fn soon_written(&self, hint: &mut usize, addr: u64) {
-        if let Some(place) = self.find(hint, addr) {
-            far::soon_written(place.host + (addr - place.start) as usize);
-        }
+    #[must_use]
+    pub fn line(&self, hint: &mut usize, addr: u64) -> usize {
+        self.find(hint, addr).map_or(0, |place| place.host + (addr - place.start) as usize)
     }
 
     /// A piece of one region by its address in the front-end's process: how rings are found.
@@ -402,6 +392,36 @@ impl GuestMemory {
             addr,
             len,
         })
+    }
+}
+
+/// One region of a [`GuestMemory`], found once for several addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    place: Place,
+    memory: PhantomData<&'a GuestMemory>,
+}
+
+impl Window<'_> {
+    /// The guest range as a host piece; `None` if it is empty or not in this region as a whole.
+    #[inline]
+    #[must_use]
+    pub fn seg(&self, addr: u64, len: u64) -> Option<Seg> {
+        let Place { start, end, host } = self.place;
+        let (into, size) = (addr.wrapping_sub(start), end - start);
+        let inside = len > 0 && len <= size && into <= size - len;
+        inside.then(|| Seg { addr: host + into as usize, len: len as usize })
+    }
+
+    /// Copies two little-endian words out; `None` as [`Window::seg`], or if they are not aligned.
+    #[inline]
+    #[must_use]
+    pub fn words(&self, addr: u64) -> Option<(u64, u64)> {
+        let at = self.seg(addr, 16)?.addr;
+        // SAFETY: inside a region of the memory that `self` borrows, and aligned; volatile, as
+        // others write it.
+        let word = |i: usize| unsafe { std::ptr::read_volatile((at + 8 * i) as *const u64) };
+        at.is_multiple_of(8).then(|| (u64::from_le(word(0)), u64::from_le(word(1))))
     }
 }
 
@@ -434,126 +454,6 @@ unsafe fn copy_in(addr: usize, data: &[u8]) {
     for (offset, byte) in data.iter().enumerate() {
         // SAFETY: in the range the caller vouches for.
         unsafe { std::ptr::write_volatile((addr + offset) as *mut u8, *byte) };
-    }
-}
-
-/// A checked piece of shared memory inside one mapping, which it keeps alive. Values are
-/// little-endian, as VIRTIO 1.0 and the in-flight log (on the machines we run on) have them.
-///
-/// Offsets come from our own code and are asserted: an index that a guest named must have been
-/// checked before.
-#[derive(Clone, Debug)]
-pub struct GuestSpan {
-    mapping: Arc<Mapping>,
-    addr: usize,
-    len: usize,
-}
-
-macro_rules! plain_access {
-    ($read:ident, $write:ident, $type:ty) => {
-        /// Reads the value at byte `offset`, once.
-        pub fn $read(&self, offset: usize) -> $type {
-            let at = self.at(offset, size_of::<$type>());
-            // SAFETY: `at` has checked bounds and alignment; the mapping is kept by `self`.
-            <$type>::from_le(unsafe { std::ptr::read_volatile(at as *const $type) })
-        }
-
-        /// Writes the value at byte `offset`, once.
-        pub fn $write(&self, offset: usize, value: $type) {
-            let at = self.at(offset, size_of::<$type>());
-            // SAFETY: as for reading.
-            unsafe { std::ptr::write_volatile(at as *mut $type, value.to_le()) };
-        }
-    };
-}
-
-impl GuestSpan {
-    /// Maps `size` bytes of `file` at `offset` for our own use (the in-flight log).
-    ///
-    /// # Errors
-    /// The file is shorter than that, or mapping failed.
-    pub fn map(file: &File, offset: u64, size: u64) -> Result<GuestSpan, MemoryError> {
-        RegionSpec { guest_addr: 0, size, user_addr: 0, offset }.check()?;
-        let (mapping, addr) = Mapping::new(file, offset, size)?;
-        Ok(GuestSpan { mapping: Arc::new(mapping), addr, len: size as usize })
-    }
-
-    /// A part of this span; `None` if it does not lie inside or is not aligned to 8.
-    pub fn part(&self, offset: usize, len: usize) -> Option<GuestSpan> {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
-        let aligned = self.addr.wrapping_add(offset).is_multiple_of(8);
-        (inside && aligned && len > 0).then(|| GuestSpan {
-            mapping: self.mapping.clone(),
-            addr: self.addr + offset,
-            len,
-        })
-    }
-
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Never true: a span has at least one byte.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// True if the file behind it was shrunk by the front-end.
-    pub fn damaged(&self) -> bool {
-        self.mapping.damaged()
-    }
-
-    /// Asks for the line at byte `offset`, which will be read soon.
-    #[inline]
-    pub fn soon_read(&self, offset: usize) {
-        far::soon_read(self.addr.wrapping_add(offset));
-    }
-
-    /// Asks for the line at byte `offset`, which will be written soon.
-    #[inline]
-    pub fn soon_written(&self, offset: usize) {
-        far::soon_written(self.addr.wrapping_add(offset));
-    }
-
-    fn at(&self, offset: usize, size: usize) -> usize {
-        assert!(offset + size <= self.len, "offset {offset} is outside of a {} span", self.len);
-        let at = self.addr + offset;
-        assert!(at.is_multiple_of(size), "offset {offset} is not aligned to {size}");
-        at
-    }
-
-    /// Reads the two 64-bit words at byte `offset`, each once.
-    #[inline]
-    pub fn read_words(&self, offset: usize) -> (u64, u64) {
-        assert!(offset + 16 <= self.len, "offset {offset} is outside of a {} span", self.len);
-        let at = self.addr + offset;
-        assert!(at.is_multiple_of(8), "offset {offset} is not aligned to 8");
-        // SAFETY: bounds and alignment were just checked; the mapping is kept by `self`.
-        let word = |i: usize| unsafe { std::ptr::read_volatile((at + 8 * i) as *const u64) };
-        (u64::from_le(word(0)), u64::from_le(word(1)))
-    }
-
-    plain_access!(read_u8, write_u8, u8);
-    plain_access!(read_u16, write_u16, u16);
-    plain_access!(read_u32, write_u32, u32);
-    plain_access!(read_u64, write_u64, u64);
-
-    fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
-        let at = self.at(offset, 2);
-        // SAFETY: bounds and alignment checked; kept mapped by `self` for the borrow. Other
-        // processes access it too, which atomics are made for.
-        unsafe { AtomicU16::from_ptr(at as *mut u16) }
-    }
-
-    /// Reads an index; what was written before it is visible afterwards.
-    pub fn load_acquire_u16(&self, offset: usize) -> u16 {
-        u16::from_le(self.atomic_u16(offset).load(Ordering::Acquire))
-    }
-
-    /// Writes an index; everything written before is visible to whoever reads it.
-    pub fn store_release_u16(&self, offset: usize, value: u16) {
-        self.atomic_u16(offset).store(value.to_le(), Ordering::Release);
     }
 }
 

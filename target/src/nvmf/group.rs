@@ -193,6 +193,11 @@ impl Group {
         self.activate(origin.connection);
     }
 
+    /// True if it has no queue, and nothing to pass on.
+    pub fn is_unused(&self) -> bool {
+        self.queues.len() == self.free.len() && self.active.is_empty() && self.outbox.is_empty()
+    }
+
     /// Takes what hosts have sent and starts it. True if there was anything to do.
     pub fn receive(&mut self, now_ns: u64, engines: &mut impl Engines) -> bool {
         let mut worked = self.flush_outbox();

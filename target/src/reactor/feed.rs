@@ -11,7 +11,7 @@
 //! is left when no more requests come, the shard's turn copies as it does without this.
 //!
 //! Most requests are such that the engine only says where their bytes are ([`Engine::at_once`]):
-//! they are done when they have been copied, in the order in which they came.
+//! they are copied in the order in which they came, and most of them done then.
 
 use lamina_bdev::{AtOnce, BaseOp, Engine, Op, Request, Seg};
 
@@ -47,6 +47,26 @@ impl Ahead {
         }
         self.spans[self.next % SPANS] = (addr, addr + len.min(AHEAD_BYTES));
         self.next += 1;
+    }
+
+    /// Moves bytes between a request's memory and the base when their lines have come: after some
+    /// more of these, or in [`Ahead::finish`]. Each sees what those before it have written.
+    #[inline]
+    pub fn transfer(&mut self, ram: &mut RamBase, write: bool, offset: u64, memory: Seg) {
+        if !write {
+            self.add(ram.address(offset, memory.len), memory.len);
+        }
+        self.copies.add(Transfer { write, offset, memory });
+        self.step();
+        if self.copies.len() > LAG {
+            self.copies.run(ram);
+            self.step();
+        }
+    }
+
+    /// Moves what waits.
+    pub fn finish(&mut self, ram: &mut RamBase) {
+        self.copies.run_all(ram);
     }
 
     /// Asks for the next few lines.
@@ -131,46 +151,38 @@ impl Feed<'_> {
     /// Carries out what waits. To be called before anything else is asked of the engine.
     pub fn finish(&mut self) {
         if let Some(ram) = self.base.ram() {
-            self.ahead.copies.run_all(ram);
+            self.ahead.finish(ram);
         }
     }
 
     /// The straight way, for what it is there for.
     #[inline]
-    fn at_once(&mut self, request: &Request, segs: &[Seg]) -> bool {
+    fn at_once(&mut self, request: &Request, segs: &[Seg]) -> Option<Taken> {
         let Feed { engine, base, ahead, .. } = self;
-        let [memory] = segs else { return false };
+        let [memory] = segs else { return None };
         if !base.answers_at_once() {
-            return false;
+            return None;
         }
-        let offset = match engine.at_once(request, segs) {
-            AtOnce::No => return false,
-            AtOnce::Zeroed => return true,
-            AtOnce::Move { offset } => offset,
+        let (offset, taken) = match engine.at_once(request, segs) {
+            AtOnce::No => return None,
+            AtOnce::Zeroed => return Some(Taken::Done),
+            AtOnce::Move { offset } => (offset, Taken::Done),
+            AtOnce::Kept { offset } => (offset, Taken::Later),
         };
         if let Base::Null(null) = &mut **base {
             null.leave(offset, memory.len);
-            return true;
+        } else {
+            let ram = base.ram().expect("looked at above");
+            ahead.transfer(ram, request.op == Op::Write, offset, *memory);
         }
-        let ram = base.ram().expect("looked at above");
-        let write = request.op == Op::Write;
-        if !write {
-            ahead.add(ram.address(offset, memory.len), memory.len);
-        }
-        ahead.copies.add(Transfer { write, offset, memory: *memory });
-        ahead.step();
-        if ahead.copies.len() > LAG {
-            ahead.copies.run(ram);
-            ahead.step();
-        }
-        true
+        Some(taken)
     }
 }
 
 impl Submit for Feed<'_> {
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
-        if self.at_once(request, segs) {
-            return Taken::Done;
+        if let Some(taken) = self.at_once(request, segs) {
+            return taken;
         }
         if self.ahead.copies.writes > 0 {
             self.finish();
@@ -225,8 +237,8 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use lamina_bdev::{
-        Command, Config, EngineState, FormatParams, Handle, LABEL_BYTES, Name, Op, Reply, Status,
-        Target, Uuid, format_plan, read_label,
+        Command, Config, DiskId, EngineState, FormatParams, Handle, LABEL_BYTES, Name, Op, Reply,
+        SnapRef, Status, Target, Uuid, format_plan, read_label,
     };
 
     use super::*;
@@ -401,6 +413,45 @@ pub(crate) mod tests {
                 assert!(reads[block] == writes[block], "before the overwrite");
                 assert!(&reads[BLOCKS - 1 - block] == over, "after it");
             }
+        }
+    }
+
+    /// Their blocks are fresh ones: no operation is left to be started, but the answers wait for
+    /// the journal.
+    #[test]
+    fn first_writes_after_a_snapshot_are_copied_at_once_and_answered_later() {
+        const BLOCKS: usize = 32;
+        let mut rig = Rig::new();
+        let handle = rig.disk(1 << 20);
+        let mut old = vec![vec![1; BLOCK]; BLOCKS];
+        for (block, memory) in old.iter_mut().enumerate() {
+            rig.submit(handle, Op::Write, block, memory, true);
+        }
+        rig.finish(BLOCKS);
+        let (disk, label, uuid) = (DiskId(0), Name::EMPTY, Uuid([9; 16]));
+        rig.engine.command(3, Command::Snapshot { disk, uuid, label, time: 3 });
+        let Reply::Snapshot(snap) = rig.reply() else { panic!("no snapshot") };
+        rig.engine.command(4, Command::Checkpoint);
+        assert_eq!(rig.reply(), Reply::Unit);
+        let before = rig.engine.stats();
+        let mut new: Vec<_> = (0..BLOCKS).map(|block| vec![block as u8 + 2; BLOCK]).collect();
+        for (block, memory) in new.iter_mut().enumerate() {
+            rig.submit(handle, Op::Write, block, memory, false);
+        }
+        assert_eq!((rig.done, rig.engine.waiting_io()), (0, 0));
+        assert_eq!(rig.ahead.copies.len(), LAG, "all but the newest are copied");
+        let after = rig.engine.stats();
+        assert_eq!(after.writes_redirected - before.writes_redirected, BLOCKS as u64);
+        rig.finish(BLOCKS);
+        rig.engine.command(5, Command::Attach(Target::Snapshot(SnapRef { disk, snap })));
+        let Reply::Handle(past) = rig.reply() else { panic!("no handle") };
+        for (handle, content) in [(handle, &new), (past, &old)] {
+            let mut reads = vec![vec![0; BLOCK]; BLOCKS];
+            for (block, memory) in reads.iter_mut().enumerate() {
+                rig.submit(handle, Op::Read, block, memory, false);
+            }
+            rig.finish(BLOCKS);
+            assert!(&reads == content);
         }
     }
 }

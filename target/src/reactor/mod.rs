@@ -49,6 +49,8 @@ use shard::{Shard, ShardKey, Shards};
 const MAILBOX_CAPACITY: usize = 256;
 /// Messages taken in one turn.
 const MESSAGES_PER_TURN_MAX: usize = 32;
+/// Looks at the rings of a shard in one turn.
+const LOOKS_MAX: usize = 16;
 /// Reactors of one daemon.
 pub const REACTORS_MAX: usize = 256;
 
@@ -171,8 +173,12 @@ impl Reactor {
             worked |= group.receive(now_ns, &mut Shards(&mut self.shards));
         }
         let mut leaving = false;
+        // Who has the reactor to himself may look at his rings more than once.
+        let others = self.group.as_ref().is_some_and(|group| !group.is_unused());
+        let looks = if self.shards.len() == 1 && !others { LOOKS_MAX } else { 1 };
+        let mailbox = &self.mailbox;
         for shard in &mut self.shards {
-            worked |= shard.turn(now_ns);
+            worked |= shard.turn_with(now_ns, looks, || mailbox.is_empty());
             leaving |= shard.may_leave();
             shard.take_nvmf_dones(&mut self.nvmf_dones);
         }
@@ -296,7 +302,10 @@ impl Reactor {
             self.counted.wakes += u64::from(events.len() > 0);
             self.kicked.extend(events.filter_map(kicked));
             for (shard, export) in self.kicked.drain(..) {
-                self.shards[shard].serve(export);
+                // A message may have come first that what the guest asks relies on, like a resize.
+                if self.mailbox.is_empty() {
+                    self.shards[shard].serve(export);
+                }
             }
         }
         for shard in &mut self.shards {

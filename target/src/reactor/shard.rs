@@ -26,12 +26,14 @@ use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
 use crate::nvmf::devices::{Engines, NVMF_INDEX};
-use crate::vhost::{BATCH_MAX, BlkExport, ExportMsg, Submit, Taken};
+use crate::vhost::{BATCH_MAX, BlkExport, ExportMsg, Submit, Taken, Took};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
 const ROUNDS_MAX: usize = 16;
-/// Rounds in which several queues of a shard are polled in one turn, each for a part of a batch.
-const FAIR_ROUNDS: usize = 4;
+/// Rounds in which queues that share a shard are polled in one turn, each for a part of a batch.
+const FAIR_ROUNDS: usize = 8;
+/// Turns for which queues count as sharing the shard after two of them had something at once.
+const SHARED_TURNS: u32 = 64;
 /// Turns from one look at how full the shard is to the next; one comes before sleep as well.
 const WATCH_TURNS: u32 = 16;
 /// Log events taken from an engine in one turn.
@@ -84,6 +86,10 @@ pub struct Shard {
     ahead: Ahead,
     turns: u32,
     watch: Option<Arc<SpaceWatch>>,
+    /// Turns in which rings are left alone, so that more requests come together.
+    rest: usize,
+    /// Turns for which queues still count as sharing the shard.
+    shared_turns: u32,
 }
 
 impl Shard {
@@ -112,6 +118,8 @@ impl Shard {
             ahead: Ahead::default(),
             turns: 0,
             watch: None,
+            rest: 0,
+            shared_turns: 0,
         }
     }
 
@@ -144,11 +152,24 @@ impl Shard {
 
     /// One turn. True if there was anything to do.
     pub fn turn(&mut self, now_ns: u64) -> bool {
+        self.turn_with(now_ns, 1, || true)
+    }
+
+    /// The same, with up to `looks` looks at the rings if nothing else is to be done: a guest that
+    /// has one request at a time waits for the rest of the turn, which takes longer than a request.
+    /// `again` is asked before each but the first: no, if a message has come meanwhile.
+    pub fn turn_with(&mut self, now_ns: u64, looks: usize, again: impl Fn() -> bool) -> bool {
         // What NVMe queues have asked for.
         self.feed().finish();
         let mut worked = self.collect();
         if self.engine.state() == EngineState::Ready {
-            worked |= self.poll_exports();
+            // What has to be waited for comes with the rest of the turn.
+            let alone = self.base.in_flight() == 0
+                && self.nvmf_in_flight == 0
+                && self.clients.is_idle()
+                && self.commands.is_empty()
+                && !self.engine.busy();
+            worked |= self.poll_exports(if alone { looks } else { 1 }, again);
             worked |= self.clients.pump(&mut self.engine);
         }
         // What RAM can finish now still gets into the batch that the tick closes.
@@ -171,18 +192,43 @@ impl Shard {
     }
 
     /// Takes what guests ask for, and tells them of what was done at once: that does not wait for
-    /// the rest of the turn, nor, where there are several queues, for a batch of another one.
-    fn poll_exports(&mut self) -> bool {
+    /// the rest of the turn, nor, where several queues are in use, for a batch of another one.
+    fn poll_exports(&mut self, looks: usize, again: impl Fn() -> bool) -> bool {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return false;
+        }
         let Shard { engine, base, ahead, segs, exports, .. } = self;
-        let queues: usize = exports.iter().flatten().map(|slot| slot.export.queues()).sum();
-        let rounds = if queues > 1 { FAIR_ROUNDS } else { 1 };
         let mut feed = Feed { engine, base, ahead, segs };
-        for round in 0..rounds {
-            if !poll_and_tell(exports, &mut feed, BATCH_MAX / rounds) {
-                return round > 0;
+        let shared = self.shared_turns > 0;
+        self.shared_turns = self.shared_turns.saturating_sub(1);
+        let (looks, batch) = match shared {
+            true => (FAIR_ROUNDS, BATCH_MAX / FAIR_ROUNDS),
+            false => (looks, BATCH_MAX),
+        };
+        let (mut chains, mut more) = (0, false);
+        for _ in 0..looks {
+            let took = poll_and_tell(exports, &mut feed, batch);
+            chains += took.chains;
+            more = took.more;
+            if took.queues > 1 {
+                self.shared_turns = SHARED_TURNS;
+            }
+            let go_on = match shared {
+                true => took.chains > 0,
+                // One request at a time is what a short way back helps.
+                false => chains <= 1 && !feed.engine.busy() && again(),
+            };
+            if !go_on {
+                break;
             }
         }
-        true
+        // A guest slower than we are, looked at again at once, would be served in ones and twos,
+        // from lines that both cores pull at.
+        if !shared && chains > 1 && !more {
+            self.rest = chains / 2;
+        }
+        chains > 0
     }
 
     fn feed(&mut self) -> Feed<'_> {
@@ -445,6 +491,7 @@ impl Shard {
 
     /// The reverse of [`Shard::prepare_sleep`], also if that said false.
     pub fn woken(&mut self) {
+        self.rest = 0;
         self.base.woken();
         for slot in self.exports.iter_mut().flatten() {
             slot.export.woken();
@@ -478,7 +525,7 @@ impl Shard {
             return;
         }
         let mut feed = Feed { engine, base, ahead, segs };
-        if poll_and_tell(export, &mut feed, BATCH_MAX) {
+        if poll_and_tell(export, &mut feed, BATCH_MAX).chains > 0 {
             self.drain();
             self.base.enter();
         }
@@ -486,19 +533,22 @@ impl Shard {
 }
 
 /// Takes up to `batch` chains from each queue of these exports, and tells the guests of what was
-/// done at once. Nothing is told before its bytes have been moved.
-fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usize) -> bool {
-    let mut moved = false;
+/// done at once; how many were taken. Nothing is told before its bytes have been moved.
+fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usize) -> Took {
+    let mut all = Took::default();
     for slot in exports.iter_mut().flatten() {
-        moved |= slot.export.poll_batch(feed, batch);
+        let took = slot.export.poll_batch(feed, batch);
+        all.chains += took.chains;
+        all.queues += took.queues;
+        all.more |= took.more;
     }
-    if moved {
+    if all.chains > 0 {
         feed.finish();
         for slot in exports.iter_mut().flatten() {
             slot.export.publish();
         }
     }
-    moved
+    all
 }
 
 /// The engines of a reactor, for its NVMe queues.

@@ -140,7 +140,54 @@ struct Layout {
 ///
 /// # Errors
 /// There is no place to write a status to.
+#[inline]
 pub(super) fn parse(
+    descs: &[Desc],
+    memory: &GuestMemory,
+    hint: &mut usize,
+    device: &Device,
+    operands: &mut Operands,
+) -> Result<Parsed, Fault> {
+    match parse_usual(descs, memory, hint, device, operands) {
+        Some(parsed) => Ok(parsed),
+        None => parse_any(descs, memory, hint, device, operands),
+    }
+}
+
+/// [`parse_any`] for reads and writes as drivers send them: a header, one buffer, a status byte,
+/// the three in one region. `None`: anything else, and nothing has come of it.
+#[inline]
+pub(super) fn parse_usual(
+    descs: &[Desc],
+    memory: &GuestMemory,
+    hint: &mut usize,
+    device: &Device,
+    operands: &mut Operands,
+) -> Option<Parsed> {
+    let [header, data, status] = descs else { return None };
+    let ends = header.len as usize == HEADER_BYTES && status.len == 1;
+    if !ends || header.has(DESC_WRITE) || !status.has(DESC_WRITE) {
+        return None;
+    }
+    let window = memory.window(hint, header.addr)?;
+    let (kind, sector) = window.words(header.addr)?;
+    let seg = window.seg(data.addr, u64::from(data.len))?;
+    window.seg(status.addr, 1)?;
+    let (op, written) = match (kind as u32, data.has(DESC_WRITE)) {
+        (VIRTIO_BLK_T_IN, true) => (Op::Read, data.len.wrapping_add(1)),
+        (VIRTIO_BLK_T_OUT, false) => (Op::Write, 1),
+        _ => return None,
+    };
+    // A bad range or length is rare enough to be found out twice.
+    let action = transfer(op, sector, u64::from(data.len), 0, device).ok()?;
+    operands.pieces.clear();
+    operands.segs.clear();
+    operands.segs.push(seg);
+    Some(Parsed { status_addr: status.addr, written, action })
+}
+
+/// [`parse`] for chains of any layout.
+pub(super) fn parse_any(
     descs: &[Desc],
     memory: &GuestMemory,
     hint: &mut usize,
@@ -218,9 +265,7 @@ fn lay_out(
             &mut layout.in_len
         } else {
             let part = len.min((HEADER_BYTES - header_len) as u64) as usize;
-            if part == HEADER_BYTES {
-                layout.header = memory.read_array(hint, addr)?;
-            } else if part > 0 {
+            if part > 0 {
                 let rest = &mut layout.header[header_len..header_len + part];
                 if !memory.read(hint, addr, rest) {
                     return None;
@@ -245,6 +290,7 @@ fn lay_out(
 }
 
 /// Checks a range of sectors against the disk; returns its offset in bytes.
+#[inline]
 fn check_range(sector: u64, bytes: u64, device: &Device) -> Result<u64, Answer> {
     let offset = sector.checked_mul(SECTOR_SIZE as u64).ok_or(Answer::IoError)?;
     let end = offset.checked_add(bytes).ok_or(Answer::IoError)?;
@@ -252,6 +298,7 @@ fn check_range(sector: u64, bytes: u64, device: &Device) -> Result<u64, Answer> 
 }
 
 /// A read or write of `len` bytes; `stray` bytes of the other direction there must not be.
+#[inline]
 fn transfer(op: Op, sector: u64, len: u64, stray: u64, device: &Device) -> Result<Action, Answer> {
     let misfit = stray != 0
         || len == 0

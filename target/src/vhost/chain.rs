@@ -19,7 +19,9 @@ pub(super) struct TableRules {
 /// A chain read from guest memory, each descriptor once. Allocated once a queue.
 #[derive(Debug)]
 pub(super) struct Chain {
-    descs: Vec<Desc>,
+    /// The first `len` of them are the chain's.
+    descs: Box<[Desc]>,
+    len: usize,
     /// One of them is, or was, a table.
     indirect: bool,
 }
@@ -27,25 +29,27 @@ pub(super) struct Chain {
 impl Chain {
     /// Room for the longest chain there can be: a full ring, the last entry of which is a table.
     pub(super) fn new() -> Chain {
-        let descs = Vec::with_capacity(usize::from(QUEUE_SIZE_MAX) + TABLE_MAX);
-        Chain { descs, indirect: false }
+        let descs = vec![Desc::default(); usize::from(QUEUE_SIZE_MAX) + TABLE_MAX];
+        Chain { descs: descs.into_boxed_slice(), len: 0, indirect: false }
     }
 
+    #[inline]
     pub(super) fn clear(&mut self) {
-        self.descs.clear();
+        self.len = 0;
         self.indirect = false;
     }
 
     /// Adds a descriptor; the callers bound how many.
     #[inline]
     pub(super) fn push(&mut self, desc: Desc) {
-        assert!(self.descs.len() < self.descs.capacity(), "a chain never allocates");
+        self.descs[self.len] = desc;
+        self.len += 1;
         self.indirect |= desc.has(DESC_INDIRECT);
-        self.descs.push(desc);
     }
 
+    #[inline]
     pub(super) fn descs(&self) -> &[Desc] {
-        &self.descs
+        &self.descs[..self.len]
     }
 
     /// Replaces an indirect descriptor, which must be the last, by its table's descriptors.
@@ -68,11 +72,11 @@ impl Chain {
         hint: &mut usize,
         rules: TableRules,
     ) -> Result<(), Fault> {
-        let Some(position) = self.descs.iter().position(|desc| desc.has(DESC_INDIRECT)) else {
+        let Some(position) = self.descs().iter().position(|desc| desc.has(DESC_INDIRECT)) else {
             return Ok(());
         };
         let table = self.descs[position];
-        if !rules.allowed || table.has(DESC_NEXT) || position + 1 != self.descs.len() {
+        if !rules.allowed || table.has(DESC_NEXT) || position + 1 != self.len {
             return Err(Fault::IndirectNotAllowed);
         }
         let bytes = table.len as usize;
@@ -80,7 +84,7 @@ impl Chain {
         if entries == 0 || !bytes.is_multiple_of(DESC_BYTES) || entries > TABLE_MAX {
             return Err(Fault::IndirectLength);
         }
-        self.descs.pop();
+        self.len -= 1;
         self.read_table(memory, hint, table.addr, entries, rules)
     }
 
@@ -94,17 +98,11 @@ impl Chain {
     ) -> Result<(), Fault> {
         let mut index = 0;
         for _ in 0..entries {
-            let mut raw = [0; DESC_BYTES];
             let at = addr.checked_add((index * DESC_BYTES) as u64);
-            if !at.is_some_and(|at| memory.read(hint, at, &mut raw)) {
-                return Err(Fault::IndirectAddress);
-            }
-            let word = |from: usize| u64::from_le_bytes(std::array::from_fn(|i| raw[from + i]));
-            let desc = if rules.in_order {
-                Desc::packed(word(0), word(8))
-            } else {
-                Desc::split(word(0), word(8))
-            };
+            let words = at.and_then(|at| read_words(memory, hint, at));
+            let (addr, rest) = words.ok_or(Fault::IndirectAddress)?;
+            let desc =
+                if rules.in_order { Desc::packed(addr, rest) } else { Desc::split(addr, rest) };
             if desc.has(DESC_INDIRECT) {
                 return Err(Fault::IndirectNested);
             }
@@ -126,4 +124,16 @@ impl Chain {
         }
         Err(Fault::ChainTooLong)
     }
+}
+
+/// A table's entry, wherever in the regions it lies.
+#[inline]
+fn read_words(memory: &GuestMemory, hint: &mut usize, at: u64) -> Option<(u64, u64)> {
+    if let Some(words) = memory.window(hint, at)?.words(at) {
+        return Some(words);
+    }
+    let mut raw = [0; DESC_BYTES];
+    let there = memory.read(hint, at, &mut raw);
+    let word = |from: usize| u64::from_le_bytes(std::array::from_fn(|i| raw[from + i]));
+    there.then(|| (word(0), word(8)))
 }

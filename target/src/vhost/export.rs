@@ -68,6 +68,17 @@ impl std::fmt::Display for QueueStopped {
     }
 }
 
+/// What was taken from queues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Took {
+    /// Requests.
+    pub chains: usize,
+    /// Queues that had any.
+    pub queues: usize,
+    /// Some queue fills as fast, or nearly, as it is emptied.
+    pub more: bool,
+}
+
 /// One export, owned and polled by one reactor. Nothing here blocks, locks or allocates, except on
 /// the way of a control message.
 ///
@@ -125,22 +136,21 @@ impl BlkExport {
 
     /// The same, into whatever takes requests.
     pub fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
-        self.poll_batch(engine, BATCH_MAX)
+        self.poll_batch(engine, BATCH_MAX).chains > 0
     }
 
-    /// The same, at most `batch` from each queue.
-    pub fn poll_batch(&mut self, engine: &mut impl Submit, batch: usize) -> bool {
-        if self.running.is_empty() {
-            return false;
-        }
-        let mut moved = false;
+    /// The same, at most `batch` from each queue; says how many were taken.
+    pub fn poll_batch(&mut self, engine: &mut impl Submit, batch: usize) -> Took {
+        let mut took = Took::default();
         for index in &self.running {
             let Some(queue) = &mut self.queues[usize::from(*index)] else { continue };
             let before = queue.in_flight();
             let polled =
                 queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine, batch);
             self.in_flight = self.in_flight - before + queue.in_flight();
-            moved |= polled.moved;
+            took.chains += polled.taken;
+            took.queues += usize::from(polled.taken > 0);
+            took.more |= polled.taken > 1 && queue.waiting() * 4 >= polled.taken * 3;
             // Memory that was lost reads as zeroes, which looks like any fault, or none.
             let fault = match self.epochs.current().damaged() {
                 true => queue.fail(Fault::MemoryLost),
@@ -150,7 +160,7 @@ impl BlkExport {
                 self.stopped.push(QueueStopped { queue: *index, fault });
             }
         }
-        moved
+        took
     }
 
     /// Takes an engine's answer to one of this export's requests.
@@ -213,8 +223,14 @@ impl BlkExport {
                 self.epochs.replace(memory, done);
             }
             ExportMsg::Features(negotiated) => self.device.negotiated = negotiated,
-            ExportMsg::WriteCache(on) => self.device.write_cache = on,
-            ExportMsg::Resize(bytes) => self.device.capacity_bytes = bytes,
+            ExportMsg::WriteCache { on, done } => {
+                self.device.write_cache = on;
+                done.send(());
+            }
+            ExportMsg::Resize { bytes, done } => {
+                self.device.capacity_bytes = bytes;
+                done.send(());
+            }
             ExportMsg::Start { queue, done } => match self.start(queue) {
                 Ok(()) => done.send(Ok(())),
                 Err(queue) => done.send(Err(queue)),

@@ -44,7 +44,7 @@ mod vring_split;
 mod tests;
 
 pub use eventfd::EventFd;
-pub use export::{BlkExport, ExportConfig, QUEUES_MAX, QueueStopped, SERIAL_BYTES};
+pub use export::{BlkExport, ExportConfig, QUEUES_MAX, QueueStopped, SERIAL_BYTES, Took};
 pub use features::Negotiated;
 pub use inflight::{InflightLog, LogShape};
 pub use message::{EventKind, ExportMsg, Reply, StoppedQueue};

@@ -19,6 +19,7 @@ use super::message::{EventKind, Reply, StoppedQueue};
 use super::vring::{Fault, Head, Ring, RingFeatures, RingSpans};
 use super::vring_packed::PackedRing;
 use super::vring_split::SplitRing;
+use crate::mem::far;
 use crate::mem::guest::GuestMemory;
 
 /// Chains taken from one queue in one turn, so that queues share a reactor fairly.
@@ -103,8 +104,8 @@ struct Pending {
 /// What came of polling a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Polled {
-    /// Something was taken.
-    pub(super) moved: bool,
+    /// Chains taken.
+    pub(super) taken: usize,
     /// The guest broke the ring.
     pub(super) fault: Option<Fault>,
 }
@@ -225,18 +226,20 @@ impl Queue {
         engine: &mut impl Submit,
         batch: usize,
     ) -> Polled {
-        let mut polled = Polled { moved: false, fault: None };
+        let mut polled = Polled { taken: 0, fault: None };
+        if !self.submit_pending(device, epochs, cookie_base, engine) || !self.is_live() {
+            return polled;
+        }
         for _ in 0..batch {
-            if !self.submit_pending(device, epochs, cookie_base, engine) || !self.is_live() {
-                return polled;
-            }
             match self.take(device, epochs, cookie_base, engine) {
-                Ok(true) => polled.moved = true,
+                Ok(true) => polled.taken += 1,
                 Ok(false) => return polled,
                 Err(fault) => return Polled { fault: Some(fault), ..polled },
             }
+            if !self.submit_pending(device, epochs, cookie_base, engine) {
+                return polled;
+            }
         }
-        self.submit_pending(device, epochs, cookie_base, engine);
         polled
     }
 
@@ -255,7 +258,9 @@ impl Queue {
         engine.breathe();
         let parsed =
             blk::parse(self.chain.descs(), memory, &mut self.hint, device, &mut self.operands)?;
-        memory.soon_written(&mut self.hint, parsed.status_addr);
+        if !far::same_line(parsed.status_addr, self.chain.descs()[0].addr) {
+            far::soon_written(memory.line(&mut self.hint, parsed.status_addr));
+        }
         engine.breathe();
         let index = *self.free_slots.last().expect("a ring holds no more chains than slots");
         let mut outstanding = 0;
@@ -308,7 +313,19 @@ impl Queue {
     }
 
     /// Hands the pending request to the engine; false if the engine has no room for (all of) it.
+    #[inline]
     fn submit_pending(
+        &mut self,
+        device: &Device,
+        epochs: &mut Epochs,
+        cookie_base: u64,
+        engine: &mut impl Submit,
+    ) -> bool {
+        self.pending.is_none() || self.submit_waiting(device, epochs, cookie_base, engine)
+    }
+
+    #[cold]
+    fn submit_waiting(
         &mut self,
         device: &Device,
         epochs: &mut Epochs,
@@ -399,6 +416,11 @@ impl Queue {
             self.kicks_wanted = wanted;
             self.ring.want_kicks(wanted);
         }
+    }
+
+    /// Chains that wait to be taken, or some of them.
+    pub(super) fn waiting(&self) -> usize {
+        self.ring.waiting()
     }
 
     /// True if the reactor may not sleep on account of this queue.

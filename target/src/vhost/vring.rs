@@ -199,11 +199,11 @@ impl Ring {
         chain: &mut Chain,
     ) -> Result<Option<Head>, Fault> {
         chain.clear();
-        let head = either!(self, ring => ring.pop(chain))?;
+        let head = match self {
+            Ring::Split(ring) => ring.pop(memory, hint, chain)?,
+            Ring::Packed(ring) => ring.pop(chain)?,
+        };
         if head.is_some() {
-            if let Ring::Split(ring) = self {
-                ring.look_ahead(memory, hint);
-            }
             either!(self, ring => chain.expand(memory, hint, ring.table_rules()))?;
         }
         Ok(head)
@@ -227,6 +227,15 @@ impl Ring {
     /// True if a chain is waiting to be taken (or the ring is broken, which pop will say).
     pub(super) fn has_work(&self) -> bool {
         either!(self, ring => ring.has_work())
+    }
+
+    /// Chains that wait to be taken; a packed ring does not say how many, so any are all.
+    pub(super) fn waiting(&self) -> usize {
+        match self {
+            Ring::Split(ring) => ring.waiting(),
+            Ring::Packed(ring) if ring.has_work() => usize::from(QUEUE_SIZE_MAX),
+            Ring::Packed(_) => 0,
+        }
     }
 
     /// What GET_VRING_BASE answers once nothing is in flight.

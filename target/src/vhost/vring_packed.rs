@@ -167,8 +167,8 @@ impl PackedRing {
             if count == room {
                 return Err(Fault::ChainTooLong);
             }
-            let offset = usize::from(at.index) * DESC_BYTES;
-            let (addr, rest) = self.spans.desc.read_words(offset);
+            let words = self.spans.desc.pair(usize::from(at.index));
+            let (addr, rest) = words.expect("a position is below the ring's size");
             let desc = Desc::packed(addr, rest);
             chain.push(desc);
             count += 1;
@@ -210,21 +210,20 @@ impl PackedRing {
             log.end(&self.batch, self.used);
         }
         let offset = usize::from(first) * DESC_BYTES;
-        self.spans.desc.store_release_u16(offset + FLAGS, flags);
+        // The flags must be out before we look whether the driver wants to be called for them.
+        self.spans.desc.store_ordered_u16(offset + FLAGS, flags);
         if let Some(log) = &mut self.log {
             log.commit(&self.batch, self.used);
         }
         self.batch.clear();
         let descs = std::mem::take(&mut self.batch_descs);
-        // The flags must be out before we look whether the driver wants to be called for them.
-        fence(Ordering::SeqCst);
         self.call_wanted(descs)
     }
 
     /// True if the driver asked to be called for one of the `descs` descriptors just used.
     fn call_wanted(&self, descs: u16) -> bool {
-        let event = self.spans.driver.read_u32(0);
-        let (off_wrap, flags) = (event as u16, (event >> 16) as u16);
+        let flags = self.spans.driver.load_ordered_u16(EVENT_FLAGS);
+        let off_wrap = self.spans.driver.load_ordered_u16(0);
         match flags & 3 {
             EVENT_DISABLE => false,
             EVENT_DESC if self.features.event_idx => {

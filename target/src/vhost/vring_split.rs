@@ -15,6 +15,7 @@ use super::inflight_split::SplitLog;
 use super::vring::{
     DESC_BYTES, DESC_NEXT, Desc, Fault, Head, RingFeatures, RingSpans, event_passed,
 };
+use crate::mem::far;
 use crate::mem::guest::GuestMemory;
 
 /// In the available ring's flags: the driver does not want calls.
@@ -25,9 +26,10 @@ const USED_NO_NOTIFY: u16 = 1;
 const IDX: usize = 2;
 const ENTRIES: usize = 4;
 
-/// Chains ahead of the next one whose descriptors are asked for, and whose header is.
-const AHEAD_DESC: u16 = 6;
-const AHEAD_HEADER: u16 = 3;
+/// Heads read ahead: their descriptors are asked for. A power of two.
+const HEADS_AHEAD: u16 = 8;
+/// Of the first so many of these the header is asked for as well.
+const HEADERS_AHEAD: u16 = 4;
 
 /// Device side of a split ring.
 #[derive(Debug)]
@@ -39,6 +41,17 @@ pub(super) struct SplitRing {
     avail_seen: u16,
     /// The next available entry to take.
     last_avail: u16,
+    /// Heads read from the entries `last_avail..heads_to`, each at its index modulo the length.
+    heads: [u16; HEADS_AHEAD as usize],
+    heads_to: u16,
+    /// Of those before this one the header was asked for.
+    headers_to: u16,
+    /// What the next chain may use, to ask for on suspicion: guests take descriptors in turn or
+    /// the same ones again, so heads mostly go on as they went (this far); the header's memory
+    /// (address here) they mostly use again.
+    last_head: u16,
+    stride: u16,
+    last_header: usize,
     /// The next used entry to write.
     used_next: u16,
     /// The used index as the guest sees it.
@@ -62,6 +75,7 @@ impl SplitRing {
         mut log: Option<SplitLog>,
     ) -> Result<SplitRing, Fault> {
         assert!(size.is_power_of_two(), "checked when the size was set");
+        assert_eq!(spans.desc.len(), usize::from(size) * DESC_BYTES, "located for this size");
         let used = spans.device.load_acquire_u16(IDX);
         let resubmit = match &mut log {
             Some(log) if log.is_live() => Some(log.recover(used, size)?),
@@ -88,6 +102,12 @@ impl SplitRing {
             features,
             avail_seen: last_avail,
             last_avail,
+            heads: [0; HEADS_AHEAD as usize],
+            heads_to: last_avail,
+            headers_to: last_avail,
+            last_head: 0,
+            stride: 0,
+            last_header: 0,
             used_next: used,
             used_published: used,
             taken,
@@ -105,22 +125,20 @@ impl SplitRing {
         TableRules { allowed: self.features.indirect, in_order: false }
     }
 
-    pub(super) fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, Fault> {
-        if let Some(head) = self.resubmit.pop() {
-            self.walk(head, chain)?;
-            return Ok(Some(Head { id: head, count: 1, track: head }));
+    pub(super) fn pop(
+        &mut self,
+        memory: &GuestMemory,
+        hint: &mut usize,
+        chain: &mut Chain,
+    ) -> Result<Option<Head>, Fault> {
+        if !self.resubmit.is_empty() {
+            return self.pop_resubmitted(chain);
         }
-        if self.avail_seen == self.last_avail {
-            self.avail_seen = self.spans.driver.load_acquire_u16(IDX);
-            if self.avail_seen == self.last_avail {
-                return Ok(None);
-            }
-            if self.avail_seen.wrapping_sub(self.last_avail) > self.size {
-                return Err(Fault::AvailIndex);
-            }
+        if self.avail_seen == self.last_avail && !self.look()? {
+            return Ok(None);
         }
-        let entry = ENTRIES + 2 * self.slot(self.last_avail);
-        let head = self.spans.driver.read_u16(entry);
+        self.read_ahead(memory, hint);
+        let head = self.heads[usize::from(self.last_avail % HEADS_AHEAD)];
         let taken = self.taken.get_mut(usize::from(head)).ok_or(Fault::HeadOutOfRange)?;
         if *taken {
             return Err(Fault::HeadInFlight);
@@ -134,34 +152,74 @@ impl SplitRing {
         Ok(Some(Head { id: head, count: 1, track: head }))
     }
 
-    /// Asks for what the next pops will read and write: it lies in the cache of the guest's core.
-    pub(super) fn look_ahead(&self, memory: &GuestMemory, hint: &mut usize) {
-        let waiting = self.avail_seen.wrapping_sub(self.last_avail);
-        // Used entries follow available ones, so that this one's comes here or nearby.
-        self.spans.device.soon_written(ENTRIES + 8 * self.slot(self.last_avail));
-        let coming = |ahead: u16| {
-            let entry = ENTRIES + 2 * self.slot(self.last_avail.wrapping_add(ahead));
-            let head = self.spans.driver.read_u16(entry);
-            (waiting > ahead && head < self.size).then_some(usize::from(head) * DESC_BYTES)
-        };
-        if let Some(at) = coming(AHEAD_DESC) {
-            self.spans.desc.soon_read(at);
+    #[cold]
+    fn pop_resubmitted(&mut self, chain: &mut Chain) -> Result<Option<Head>, Fault> {
+        let Some(head) = self.resubmit.pop() else { return Ok(None) };
+        self.walk(head, chain)?;
+        Ok(Some(Head { id: head, count: 1, track: head }))
+    }
+
+    /// Reads the available index; false if there is nothing new.
+    #[inline]
+    fn look(&mut self) -> Result<bool, Fault> {
+        self.avail_seen = self.spans.driver.load_acquire_u16(IDX);
+        if self.avail_seen == self.last_avail {
+            return Ok(false);
         }
-        if let Some(at) = coming(AHEAD_HEADER) {
-            // The status mostly lies behind the header, in its line.
-            memory.soon_written(hint, self.spans.desc.read_u64(at));
+        // All that the first of them needs, at once: one after the other each keeps us waiting.
+        self.ask_for_descs(self.last_head.wrapping_add(self.stride) & (self.size - 1));
+        far::soon_written(self.last_header);
+        if self.avail_seen.wrapping_sub(self.last_avail) > self.size {
+            return Err(Fault::AvailIndex);
+        }
+        Ok(true)
+    }
+
+    /// Reads the next few heads, and asks for what their pops will read and write: it lies in the
+    /// cache of the guest's core.
+    #[inline]
+    fn read_ahead(&mut self, memory: &GuestMemory, hint: &mut usize) {
+        let left = self.avail_seen.wrapping_sub(self.last_avail);
+        let until = self.last_avail.wrapping_add(left.min(HEADS_AHEAD));
+        while self.heads_to != until {
+            let entry = ENTRIES + 2 * self.slot(self.heads_to);
+            let head = self.spans.driver.read_u16(entry);
+            self.heads[usize::from(self.heads_to % HEADS_AHEAD)] = head;
+            self.ask_for_descs(head);
+            self.stride = head.wrapping_sub(self.last_head);
+            self.last_head = head;
+            self.heads_to = self.heads_to.wrapping_add(1);
+        }
+        let until = self.last_avail.wrapping_add(left.min(HEADERS_AHEAD));
+        while self.headers_to != until {
+            let head = self.heads[usize::from(self.headers_to % HEADS_AHEAD)];
+            if let Some((header, _)) = self.spans.desc.pair(usize::from(head)) {
+                // The status mostly lies behind the header, in its line.
+                self.last_header = memory.line(hint, header);
+                far::soon_written(self.last_header);
+            }
+            // Used entries follow available ones, so that this one's comes here or nearby.
+            self.spans.device.soon_written(ENTRIES + 8 * self.slot(self.headers_to));
+            self.headers_to = self.headers_to.wrapping_add(1);
         }
     }
 
+    /// Asks for the descriptors of a chain: most are three in a row.
+    #[inline]
+    fn ask_for_descs(&self, head: u16) {
+        let offset = usize::from(head) * DESC_BYTES;
+        self.spans.desc.soon_read(offset);
+        self.spans.desc.soon_read(offset + 3 * DESC_BYTES - 1);
+    }
+
     /// Reads a chain from the descriptor table; `size` steps bound it, so a loop is found.
+    #[inline]
     fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), Fault> {
         let mut index = head;
         for _ in 0..self.size {
-            if index >= self.size {
-                return Err(Fault::NextOutOfRange);
-            }
-            let at = usize::from(index) * DESC_BYTES;
-            let (addr, rest) = self.spans.desc.read_words(at);
+            // The table has as many pairs of words as the ring has descriptors.
+            let words = self.spans.desc.pair(usize::from(index));
+            let (addr, rest) = words.ok_or(Fault::NextOutOfRange)?;
             let desc = Desc::split(addr, rest);
             chain.push(desc);
             if !desc.has(DESC_NEXT) {
@@ -175,8 +233,7 @@ impl SplitRing {
     pub(super) fn push_used(&mut self, head: Head, len: u32) {
         assert!(self.taken[usize::from(head.id)], "a chain is used once");
         let entry = ENTRIES + 8 * self.slot(self.used_next);
-        self.spans.device.write_u32(entry, u32::from(head.id));
-        self.spans.device.write_u32(entry + 4, len);
+        self.spans.device.write_u32_pair(entry, u32::from(head.id), len);
         self.used_next = self.used_next.wrapping_add(1);
         if let Some(log) = &mut self.log {
             log.end(head.track);
@@ -190,7 +247,8 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        self.spans.device.store_release_u16(IDX, new);
+        // The index must be out before we look whether the driver wants to be called for it.
+        self.spans.device.store_ordered_u16(IDX, new);
         self.used_published = new;
         if let Some(log) = &mut self.log {
             log.commit(&self.batch, new);
@@ -198,13 +256,11 @@ impl SplitRing {
         for head in self.batch.drain(..) {
             self.taken[usize::from(head)] = false;
         }
-        // The index must be out before we look whether the driver wants to be called for it.
-        fence(Ordering::SeqCst);
         if self.features.event_idx {
             let at = ENTRIES + 2 * usize::from(self.size);
-            event_passed(self.spans.driver.read_u16(at), new, old)
+            event_passed(self.spans.driver.load_ordered_u16(at), new, old)
         } else {
-            self.spans.driver.read_u16(0) & AVAIL_NO_INTERRUPT == 0
+            self.spans.driver.load_ordered_u16(0) & AVAIL_NO_INTERRUPT == 0
         }
     }
 
@@ -223,11 +279,17 @@ impl SplitRing {
         !self.resubmit.is_empty() || self.spans.driver.load_acquire_u16(IDX) != self.last_avail
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        usize::from(self.spans.driver.load_acquire_u16(IDX).wrapping_sub(self.last_avail))
+    }
+
     pub(super) fn base(&self) -> u32 {
         u32::from(self.last_avail)
     }
 
     pub(super) fn remap(&mut self, spans: RingSpans) {
+        assert_eq!(spans.desc.len(), self.spans.desc.len(), "the same ring elsewhere");
+        self.last_header = 0;
         self.spans = spans;
     }
 

@@ -216,6 +216,62 @@ fn spans_lie_in_one_region_and_are_aligned() {
 }
 
 #[test]
+fn a_window_holds_what_lies_in_its_region_as_a_whole() {
+    let (a, b) = (0x10000, 0x20000);
+    let memory = GuestMemory::new(vec![region(a, 0x10000), region(b, 0x1000)]).unwrap();
+    assert!(memory.window(&mut 0, a - 1).is_none() && memory.window(&mut 1, b + 0x1000).is_none());
+    let mut hint = 1;
+    let window = memory.window(&mut hint, a + 0xffff).unwrap();
+    assert_eq!(hint, 0);
+    let mut host = 0;
+    assert!(memory.translate(&mut 0, a, 1, |seg| host = seg.addr));
+    for (addr, len) in [(a, 1), (a, 0x10000), (a + 0xffff, 1), (a + 7, 100)] {
+        let into = (addr - a) as usize;
+        assert_eq!(window.seg(addr, len), Some(Seg { addr: host + into, len: len as usize }));
+    }
+    let bad = [
+        (a, 0),
+        (a - 1, 1),
+        (a - 1, 2),
+        (a, 0x10001),
+        (a + 0xffff, 2),
+        (a + 0x10000, 1),
+        (b, 1),
+        (0, u64::MAX),
+        (a, u64::MAX),
+        (u64::MAX, 1),
+        (u64::MAX, u64::MAX),
+    ];
+    for (addr, len) in bad {
+        assert_eq!(window.seg(addr, len), None, "{addr:#x} {len:#x}");
+    }
+    assert!(memory.write(&mut 0, b - 16, &[1, 0, 0, 0, 0, 0, 0, 2, 3, 0, 0, 0, 0, 0, 0, 4]));
+    assert_eq!(window.words(b - 16), Some((0x200_0000_0000_0001, 0x400_0000_0000_0003)));
+    assert!(window.words(b - 8).is_none() && window.words(a + 4).is_none());
+    assert_eq!(memory.line(&mut 0, a + 5), host + 5);
+    assert_eq!(memory.line(&mut 0, b + 0x1000), 0);
+}
+
+#[test]
+fn pairs_of_words_end_with_the_span() {
+    let memory = GuestMemory::new(vec![region(0, 4096)]).unwrap();
+    let span = memory.span_by_user_addr(0x7000_0000_0000, 40, 8).unwrap();
+    span.write_u64(16, 5);
+    span.write_u32_pair(24, 6, 7);
+    assert_eq!(span.pair(1), Some((5, 7 << 32 | 6)));
+    assert!(span.pair(2).is_none() && span.pair(usize::MAX).is_none());
+    span.store_ordered_u16(30, 0xabcd);
+    assert_eq!(span.load_ordered_u16(30), 0xabcd);
+}
+
+#[test]
+#[should_panic(expected = "outside")]
+fn a_pair_of_values_stays_inside() {
+    let memory = GuestMemory::new(vec![region(0, 4096)]).unwrap();
+    memory.span_by_user_addr(0x7000_0000_0000, 40, 8).unwrap().write_u32_pair(36, 1, 2);
+}
+
+#[test]
 #[should_panic(expected = "outside")]
 fn a_span_is_never_left() {
     let memory = GuestMemory::new(vec![region(0, 4096)]).unwrap();

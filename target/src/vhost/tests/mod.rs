@@ -13,5 +13,6 @@ mod requests;
 mod rig;
 mod rings;
 mod served;
+mod usual;
 mod wire;
 mod woken;

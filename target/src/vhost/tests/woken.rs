@@ -40,35 +40,43 @@ impl Served {
     }
 }
 
+/// A shard with a disk in RAM, exported to a guest whose every block was written.
+fn served(packed: bool) -> (Served, Rig) {
+    let (engine, base) = opening();
+    let (sender, opened) = sync_channel(1);
+    let shard = Shard::new(ShardKey(1), "shard".into(), Box::new(engine), base, sender);
+    let mut served = Served { shard, now: 0 };
+    assert!(served.shard.adopt());
+    served.until(&opened).unwrap();
+    let (name, uuid, size) = (Name::new("disk").unwrap(), Uuid([8; 16]), DISK_BYTES as u64);
+    let create = Command::CreateDisk { name, uuid, size, from: None, time: 2 };
+    let EngineReply::Disk(disk) = served.command(create) else { panic!("no disk") };
+    let attach = Command::Attach(Target::Disk(disk));
+    let EngineReply::Handle(handle) = served.command(attach) else { panic!("no handle") };
+    let mut config = config();
+    config.handle = handle;
+    let mut rig = Rig::with(config.clone(), all_features(packed), 16);
+    let export = std::mem::replace(&mut rig.export, BlkExport::new(config));
+    served.shard.add_export(EXPORT, Box::new(export));
+    for n in 0..READS {
+        rig.ram.write(parts(n).data, &[n as u8 + 1; 4096]);
+        rig.offer(0, n, WRITE, n * 8, 4096);
+    }
+    for _ in 0..100 {
+        served.turn();
+    }
+    for n in 0..READS {
+        rig.used(0).expect("the write is done");
+        assert_eq!(rig.status(n), OK);
+    }
+    (served, rig)
+}
+
 #[test]
 fn what_is_told_after_a_sleep_has_been_moved() {
     for packed in [false, true] {
-        let (engine, base) = opening();
-        let (sender, opened) = sync_channel(1);
-        let shard = Shard::new(ShardKey(1), "shard".into(), Box::new(engine), base, sender);
-        let mut served = Served { shard, now: 0 };
-        assert!(served.shard.adopt());
-        served.until(&opened).unwrap();
-        let (name, uuid, size) = (Name::new("disk").unwrap(), Uuid([8; 16]), DISK_BYTES as u64);
-        let create = Command::CreateDisk { name, uuid, size, from: None, time: 2 };
-        let EngineReply::Disk(disk) = served.command(create) else { panic!("no disk") };
-        let attach = Command::Attach(Target::Disk(disk));
-        let EngineReply::Handle(handle) = served.command(attach) else { panic!("no handle") };
-        let mut config = config();
-        config.handle = handle;
-        let mut rig = Rig::with(config.clone(), all_features(packed), 16);
-        let export = std::mem::replace(&mut rig.export, BlkExport::new(config));
-        served.shard.add_export(EXPORT, Box::new(export));
+        let (mut served, mut rig) = served(packed);
         for n in 0..READS {
-            rig.ram.write(parts(n).data, &[n as u8 + 1; 4096]);
-            rig.offer(0, n, WRITE, n * 8, 4096);
-        }
-        for _ in 0..100 {
-            served.turn();
-        }
-        for n in 0..READS {
-            rig.used(0).expect("the write is done");
-            assert_eq!(rig.status(n), OK);
             rig.ram.write(parts(n).data, &[0xaa; 4096]);
             rig.offer(0, n, READ, n * 8, 4096);
         }
@@ -79,5 +87,47 @@ fn what_is_told_after_a_sleep_has_been_moved() {
             let there = rig.ram.read_vec(parts(n).data, 4096);
             assert!(there == [n as u8 + 1; 4096], "read {n} was told before it was there");
         }
+    }
+}
+
+/// Turns until `count` reads that are offered now are done.
+fn turns(served: &mut Served, rig: &mut Rig, count: u64) -> usize {
+    for n in 0..count {
+        rig.ram.write(parts(n).data, &[0xaa; 4096]);
+        rig.offer(0, n, READ, n * 8, 4096);
+    }
+    let (mut turns, mut done) = (0, 0);
+    while done < count {
+        served.now += 1_000;
+        served.shard.turn_with(served.now, 16, || true);
+        turns += 1;
+        assert!(turns < 100, "they are done some time");
+        while rig.used(0).is_some() {
+            done += 1;
+        }
+    }
+    for n in 0..count {
+        assert_eq!(rig.status(n), OK);
+        assert!(rig.ram.read_vec(parts(n).data, 4096) == [n as u8 + 1; 4096], "told too early");
+    }
+    turns
+}
+
+#[test]
+fn one_at_a_time_is_served_at_once_and_several_wait_for_more_a_little() {
+    for packed in [false, true] {
+        let (mut served, mut rig) = served(packed);
+        for _ in 0..20 {
+            assert_eq!(turns(&mut served, &mut rig, 1), 1);
+        }
+        assert_eq!(turns(&mut served, &mut rig, READS), 1);
+        assert_eq!(turns(&mut served, &mut rig, READS), 1 + READS as usize / 2);
+        assert_eq!(turns(&mut served, &mut rig, 1), 1 + READS as usize / 2);
+        assert_eq!(turns(&mut served, &mut rig, 1), 1);
+        // A sleep ends the wait.
+        assert_eq!(turns(&mut served, &mut rig, READS), 1);
+        assert!(served.shard.prepare_sleep());
+        served.shard.woken();
+        assert_eq!(turns(&mut served, &mut rig, 1), 1);
     }
 }
