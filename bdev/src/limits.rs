@@ -32,6 +32,12 @@ pub const CHUNK_BLOCKS: usize = 32;
 pub const CHUNKS: usize = 8;
 /// Steps a checkpoint takes in one turn if nothing else is to be done, or if somebody waits for it.
 pub const CHECKPOINT_STEPS_TURN: usize = 16;
+/// Nanoseconds from one node of a checkpoint to the next, beside requests.
+pub const CHECKPOINT_NODE_NS: u64 = 100_000;
+/// Nanoseconds in which all nodes of a checkpoint are written beside requests, however many.
+pub const CHECKPOINT_SPREAD_NS: u64 = 1_000_000_000;
+/// Nodes of a checkpoint that are not spread over time.
+pub const CHECKPOINT_NODES_AT_ONCE: usize = 16;
 /// Requests of a turn for each step it takes beside them.
 pub const REQUESTS_A_STEP: usize = 8;
 /// Turns without a request after which a checkpoint has the shard to itself.

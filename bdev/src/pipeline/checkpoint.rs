@@ -1,15 +1,17 @@
 //! The consistency point: a snapshot of all disks that nobody keeps.
 //!
 //! ```text
-//!  Idle ─freeze─► Nodes ─► Undecided ─► Reap ─► Log ─► Bits ─► Bitmaps ─► Catalogue ─► Records
-//!    ▲              (checkpoint_nodes)   (background/reaper)     (checkpoint_system)        │
+//!  Idle ─freeze─► Order ─► Nodes ─► Undecided ─► Reap ─► Log
+//!    ▲        (checkpoint_order, _nodes)     (background/reaper)
+//!    │            Records ◄─ Catalogue ◄─ Bitmaps ◄─ Bits ◄─┘
+//!    │               └──────────┐           (checkpoint_system)
 //!    └─ Release ◄─ flush ◄─ second copy ◄─ flush = commit ◄─ superblock ◄─ flush ◄── all written
 //!               └ from here on it is relied on
 //! ```
 //!
 //! The freeze takes the lists of what changed; from then on requests fill new ones, and a leaf that
-//! is still to be written is copied aside before it changes. Each turn does a bounded piece, in
-//! proportion to the requests beside it, so that reads do not wait for it. Blocks freed before the
+//! is still to be written is copied aside before it changes. Each turn does a bounded piece
+//! (`checkpoint_pace`), so that reads do not wait for it. Blocks freed before the
 //! freeze are given out again after the second copy of the superblock is durable and reads that
 //! began before the freeze are done. Before all this, places in the snapshot logs are made sure of
 //! (`log_pairs`). Bury, before Bitmaps, is there only where a catalogue was lost (`space/rebuild`).
@@ -20,10 +22,8 @@ pub(crate) use super::checkpoint_state::{
 use crate::background::walker::REAPER;
 use crate::canary::{Canary, planted};
 use crate::engine::{Engine, EngineState};
-use crate::limits::{
-    CHECKPOINT_BITS_STEP, CHECKPOINT_INTERVAL_NS, CHECKPOINT_STEPS_TURN, QUIET_TURNS,
-    REQUESTS_A_STEP,
-};
+use crate::limits::{CHECKPOINT_BITS_STEP, CHECKPOINT_INTERVAL_NS};
+use crate::map::radix::freeze_tag;
 
 impl Engine {
     /// True if one more leaf may become dirty.
@@ -35,7 +35,7 @@ impl Engine {
     /// Blocks that a checkpoint under way or to come gives back.
     pub(crate) fn pending_blocks(&self) -> u64 {
         let c = &self.checkpoint;
-        c.freed.0.blocks() + c.old_freed.blocks() + self.hold.blocks()
+        c.freed.0.blocks() + c.old_freed.blocks() - c.released + self.hold.blocks()
     }
 
     /// True if waiting may bring space. Dirty leaves count: more is kept back for them than their
@@ -82,24 +82,6 @@ impl Engine {
         waiting.then_some(self.checkpoint.last_ns + CHECKPOINT_INTERVAL_NS)
     }
 
-    /// How many steps this turn may take: all if there is nothing else to do or if somebody waits
-    /// for the end, and otherwise in proportion to the requests. So a point ends in bounded time
-    /// under any load, and requests take a little longer each instead of a few much longer.
-    fn checkpoint_share(&mut self) -> usize {
-        let c = &mut self.checkpoint;
-        let requests = std::mem::take(&mut c.requests);
-        c.quiet = if requests > 0 { 0 } else { c.quiet.saturating_add(1) };
-        let alone = c.quiet >= QUIET_TURNS || self.state != EngineState::Ready;
-        let awaited = c.urgent
-            || !self.parked.is_empty()
-            || c.dirty_count() * 4 > c.dirty_max * 3
-            || self.journal.nearly_full();
-        if alone || awaited {
-            return CHECKPOINT_STEPS_TURN;
-        }
-        (requests / REQUESTS_A_STEP).clamp(1, CHECKPOINT_STEPS_TURN)
-    }
-
     /// A bounded piece of the checkpoint, if one runs or is due.
     pub(crate) fn checkpoint_step(&mut self) {
         let share = self.checkpoint_share();
@@ -142,6 +124,7 @@ impl Engine {
         c.urgent = false;
         c.last_ns = self.now;
         c.freezes += 1;
+        self.cache.unsealed = freeze_tag(c.freezes - 1);
         c.at = 0;
         c.version = 0;
         c.begun = false;
@@ -155,10 +138,7 @@ impl Engine {
             self.journal.tail = c.cut;
         }
         c.old_lane = self.lane;
-        c.entries.sort_unstable_by_key(|e| (e.disk, e.epoch, e.index));
-        for (at, entry) in c.entries.iter().enumerate() {
-            self.cache.meta[entry.slot as usize].entry = at as u32;
-        }
+        c.order.begin();
         assert_eq!(self.readers[1 - self.lane], 0);
         self.lane = 1 - self.lane;
         self.walkers[REAPER].forget();
@@ -168,36 +148,36 @@ impl Engine {
 
     /// Which versions of which disks have to be written: snapshots without a tree, then the live.
     fn list_versions(&mut self) {
-        let mut at = 0;
+        let c = &mut self.checkpoint;
         for (id, disk) in self.disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
             disk.frozen_epoch = disk.epoch;
             disk.frozen_mapped = disk.mapped;
-            let entries = &self.checkpoint.entries;
-            let mut advance = |epoch: u64| {
-                while entries.get(at).is_some_and(|e| e.disk == id as u32 && e.epoch <= epoch) {
-                    at += 1;
-                }
-                at
-            };
             let first_pending = disk.snaps.partition_point(|s| s.root.is_some());
             for snap in &disk.snaps[first_pending..] {
-                let (disk, epoch, end) = (id as u32, snap.id, advance(snap.id));
-                self.checkpoint.versions.push(Version { disk, epoch, live: false, end });
+                let (disk, epoch) = (id as u32, snap.id);
+                c.versions.push(Version { disk, epoch, live: false, end: 0 });
             }
-            let (disk, epoch, end) = (id as u32, disk.epoch, advance(disk.epoch));
-            let before = self.checkpoint.versions.last().map_or(0, |v| v.end);
-            if end > before {
-                self.checkpoint.versions.push(Version { disk, epoch, live: true, end });
+            let (disk, epoch) = (id as u32, disk.epoch);
+            // It may turn out that all its leaves are of snapshots.
+            if c.has_changed(disk) {
+                c.versions.push(Version { disk, epoch, live: true, end: 0 });
             }
         }
-        assert_eq!(at, self.checkpoint.entries.len(), "a dirty leaf of no known version");
+        c.forget_changed();
+    }
+
+    /// Finds a piece of the order of the leaves.
+    fn order_step(&mut self) -> Step {
+        let c = &mut self.checkpoint;
+        if c.order.step(&c.entries) { Step::Done } else { Step::Go }
     }
 
     fn checkpoint_phase(&mut self) -> Step {
         match self.checkpoint.phase {
             Phase::Idle => Step::Wait,
             Phase::Pairs => self.pairs_step(),
+            Phase::Order => self.order_step(),
             Phase::Nodes => self.nodes_step(),
             Phase::NodesDrain | Phase::BuryDrain | Phase::SystemDrain => self.drained(),
             Phase::Undecided => self.undecided_step(),
@@ -223,7 +203,8 @@ impl Engine {
         (self.checkpoint.cursor, self.checkpoint.within) = (0, 0);
         self.checkpoint.phase = match self.checkpoint.phase {
             Phase::Idle => Phase::Idle,
-            Phase::Pairs => Phase::Nodes,
+            Phase::Pairs => Phase::Order,
+            Phase::Order => Phase::Nodes,
             Phase::Nodes => {
                 self.finish_nodes();
                 Phase::NodesDrain
@@ -316,6 +297,7 @@ impl Engine {
     fn committed(&mut self) {
         // What the reaper still reads may be given out again from now on.
         self.walkers[REAPER].forget();
+        self.cache.unsealed = 0;
         self.journal.tail = self.checkpoint.cut;
         self.journal.point = self.superblock.generation;
         self.stats.checkpoints += 1;
@@ -356,6 +338,7 @@ impl Engine {
             };
             let (pba, len) = self.checkpoint.piece(run, left);
             self.checkpoint.advance(run, len);
+            self.checkpoint.released += len;
             if !self.hold_back(pba, len) {
                 self.space.release(pba, len);
             }
@@ -371,6 +354,7 @@ impl Engine {
         c.versions.clear();
         c.at = 0;
         c.old_freed.clear();
+        c.released = 0;
         c.old_allocated.clear();
         c.old_undecided.clear();
         for (cookie, reply) in std::mem::take(&mut self.checkpoint.late_replies) {

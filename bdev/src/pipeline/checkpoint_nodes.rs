@@ -23,10 +23,21 @@ use crate::space::{Grant, Use};
 
 impl Engine {
     pub(crate) fn nodes_step(&mut self) -> Step {
-        let c = &self.checkpoint;
-        let Some(&version) = c.versions.get(c.version) else { return Step::Done };
-        if !c.begun && !self.begin_version() {
-            return Step::Wait;
+        let c = &mut self.checkpoint;
+        let Some(&(mut version)) = c.versions.get(c.version) else {
+            assert_eq!(c.at, c.entries.len(), "a dirty leaf of no known version");
+            return Step::Done;
+        };
+        if !c.begun {
+            version.end = c.end_of(&version);
+            c.versions[c.version].end = version.end;
+            if version.live && version.end == c.at {
+                c.version += 1;
+                return Step::Go;
+            }
+            if !self.begin_version() {
+                return Step::Wait;
+            }
         }
         let top = self.disk(version.disk).root.level;
         if self.checkpoint.at == version.end {
@@ -38,7 +49,7 @@ impl Engine {
             self.end_version();
             return Step::Go;
         }
-        let index = self.checkpoint.entries[self.checkpoint.at].index;
+        let index = self.checkpoint.next_leaf().expect("a version ends at its last leaf").index;
         for level in 1..=top {
             let open = self.checkpoint.path[level as usize];
             let wanted = index >> (LEVEL_BITS * u32::from(level));
@@ -67,7 +78,7 @@ impl Engine {
     fn begin_version(&mut self) -> bool {
         let c = &self.checkpoint;
         let version = c.versions[c.version];
-        let last = c.entries[c.at..version.end].last().map_or(0, |e| e.index);
+        let last = c.last_before(version.end).map_or(0, |e| e.index);
         let need = level_for(last);
         let root = self.disk(version.disk).root;
         if root.address == 0 && self.checkpoint.path == [NONE; 4] {
@@ -213,7 +224,10 @@ impl Engine {
     }
 
     fn write_leaf(&mut self) -> bool {
-        let slot = self.checkpoint.entries[self.checkpoint.at].slot;
+        let c = &self.checkpoint;
+        let leaf = c.next_leaf().expect("one is left to be written");
+        let (slot, version) = (leaf.slot, c.versions[c.version]);
+        assert!(leaf.disk == version.disk && leaf.epoch <= version.epoch, "of another version");
         let frozen = self.cache.meta[slot as usize].state == State::Frozen;
         // Dirty, hence never idle: always pinned.
         let pinned = frozen || self.cache.pin(slot, 0);

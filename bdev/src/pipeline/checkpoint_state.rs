@@ -5,11 +5,12 @@
 //!  requests ─► dirty, freed, allocated, undecided ─freeze─► entries, old_freed, old_... ─► disk
 //! ```
 
+use super::checkpoint_order::Order;
 use super::superblocks::Homes;
 use crate::background::reaper::Descent;
 use crate::background::settle::Settling;
 use crate::control::Reply;
-use crate::limits::{CHUNK_BLOCKS, CHUNKS, SYSTEM_WRITES, WRITE_RETRIES};
+use crate::limits::{CHUNK_BLOCKS, CHUNKS, DISKS_MAX, SYSTEM_WRITES, WRITE_RETRIES};
 use crate::map::node_cache::Key;
 use crate::page::{PageId, Pages};
 use crate::slots::NONE;
@@ -100,6 +101,7 @@ pub(crate) struct Version {
     pub disk: u32,
     pub epoch: u64,
     pub live: bool,
+    /// Where its leaves end in the order, once they are being written.
     pub end: usize,
 }
 
@@ -107,6 +109,7 @@ pub(crate) struct Version {
 pub(crate) enum Phase {
     Idle,
     Pairs,
+    Order,
     Nodes,
     NodesDrain,
     Undecided,
@@ -162,6 +165,8 @@ pub(crate) struct Checkpoint {
     pub phase: Phase,
     /// Since the last freeze.
     pub dirty: Vec<DirtyLeaf>,
+    /// A bit a disk: it has such leaves.
+    changed: Vec<u64>,
     pub freed: RunListFreed,
     pub allocated: RunList,
     pub undecided: Vec<Undecided>,
@@ -171,14 +176,18 @@ pub(crate) struct Checkpoint {
     pub settled: bool,
     pub dirty_max: usize,
     pub last_ns: u64,
-    /// Of the running checkpoint.
+    /// Of the running checkpoint, in the order in which they became dirty.
     pub entries: Vec<DirtyLeaf>,
+    /// In which they are written; of these, `at` have been.
+    pub order: Order,
     pub versions: Vec<Version>,
     pub version: usize,
     pub at: usize,
     pub path: [u32; 4],
     pub begun: bool,
     pub old_freed: RunList,
+    /// Blocks of it that have been given back.
+    pub released: u64,
     pub old_allocated: RunList,
     pub old_undecided: Vec<Undecided>,
     pub cursor: usize,
@@ -203,6 +212,8 @@ pub(crate) struct Checkpoint {
     /// Requests that have come since the last turn, and turns since the last one that had any.
     pub requests: usize,
     pub quiet: u32,
+    /// The entry that was looked at ahead of its turn, and how many parts of it.
+    pub looked_at: (usize, usize),
     /// By number of a pair in the system area: the generation that counts, 0 if it has none. The
     /// superblock's sums are over these.
     pub generations: Vec<u64>,
@@ -245,12 +256,15 @@ impl Checkpoint {
             dirty_max: cache_slots / 2,
             last_ns: 0,
             entries: Vec::with_capacity(cache_slots),
+            order: Order::new(cache_slots),
+            changed: vec![0; DISKS_MAX.div_ceil(64) as usize],
             versions: Vec::new(),
             version: 0,
             at: 0,
             path: [NONE; 4],
             begun: false,
             old_freed: RunList::roomy(),
+            released: 0,
             old_allocated: RunList::roomy(),
             old_undecided: Vec::new(),
             cursor: 0,
@@ -270,6 +284,7 @@ impl Checkpoint {
             waiting: false,
             requests: 0,
             quiet: 0,
+            looked_at: (0, 0),
             generations: Vec::new(),
             homes: Homes::new(),
             reap_budget: 0,
@@ -302,15 +317,50 @@ impl Checkpoint {
     }
 
     pub fn add_dirty(&mut self, disk: u32, epoch: u64, index: u64, slot: u32) -> u32 {
+        self.changed[disk as usize / 64] |= 1 << (disk % 64);
         self.dirty.push(DirtyLeaf { disk, epoch, index, slot });
         self.dirty.len() as u32 - 1
     }
 
     /// The first leaf of `disk` in `from .. to` that no checkpoint has written yet.
     pub fn first_dirty(&self, disk: u32, from: u64, to: u64) -> Option<u64> {
-        let waiting = self.entries[self.at.min(self.entries.len())..].iter();
+        let written = if self.at == 0 { 0 } else { self.entries.len() };
+        let unwritten = self.order.from(if self.at == 0 { usize::MAX } else { self.at });
+        let unwritten = unwritten.iter().map(|place| &self.entries[*place as usize]);
+        // Before the first is written, the order may not be found yet, and does not matter.
+        let waiting = self.entries[written..].iter().chain(unwritten);
         let all = waiting.chain(&self.dirty).filter(|e| e.disk == disk).map(|e| e.index);
         all.filter(|index| (from..to).contains(index)).min()
+    }
+
+    /// True if leaves of the disk have become dirty since the last freeze.
+    pub fn has_changed(&self, disk: u32) -> bool {
+        self.changed[disk as usize / 64] >> (disk % 64) & 1 == 1
+    }
+
+    /// From now on none have.
+    pub fn forget_changed(&mut self) {
+        self.changed.fill(0);
+    }
+
+    /// The leaf that is to be written next, when the order is found.
+    pub fn next_leaf(&self) -> Option<&DirtyLeaf> {
+        self.order.from(self.at).first().map(|place| &self.entries[*place as usize])
+    }
+
+    /// Where the leaves of a version end that begin with the next one.
+    pub fn end_of(&self, version: &Version) -> usize {
+        let within = |place: &u32| {
+            let leaf = &self.entries[*place as usize];
+            (leaf.disk, leaf.epoch) <= (version.disk, version.epoch)
+        };
+        self.at + self.order.from(self.at).partition_point(within)
+    }
+
+    /// The last leaf before the one at `end`, if it is not written yet.
+    pub fn last_before(&self, end: usize) -> Option<&DirtyLeaf> {
+        let ours = &self.order.from(self.at)[..end - self.at];
+        ours.last().map(|place| &self.entries[*place as usize])
     }
 
     /// The frozen content of an entry moved to another slot.

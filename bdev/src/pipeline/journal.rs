@@ -6,7 +6,7 @@ use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::engine::{Class, Engine, tag};
 use crate::format::journal::{BEFORE, Frame, Record, Touched, UNITS_MAX, finish};
-use crate::limits::{JOURNAL_WINDOW, RUNS_MAX, WRITE_RETRIES};
+use crate::limits::{JOURNAL_WINDOW, WRITE_RETRIES};
 use crate::page::PageId;
 use crate::slots::{Kind, List};
 use crate::status::BaseError;
@@ -114,6 +114,11 @@ impl Journal {
         }
     }
 
+    /// Blocks of the ring.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     /// Blocks in use.
     pub fn used(&self) -> u64 {
         self.next - self.tail
@@ -156,32 +161,51 @@ impl Engine {
         j.used() + j.reserved + 4 < j.blocks && !j.broken
     }
 
-    /// Puts the records of an admitted operation into the open batch; the operation goes on when
-    /// the batch has taken effect.
-    pub(crate) fn journal_append(&mut self, index: u32, records: &[Option<Record>; RUNS_MAX]) {
-        self.journal.unreserve();
-        let units: usize = records.iter().flatten().map(Record::units).sum();
-        assert!(units > 0);
-        let last = self.journal.batches.back();
-        let fits = last.is_some_and(|b| b.state == State::Open && b.units + units <= UNITS_MAX);
-        if !fits {
-            if let Some(last) = self.journal.batches.back_mut()
-                && last.state == State::Open
-            {
-                last.state = State::Queued;
-            }
-            self.journal_open_batch();
-        }
-        let batch = self.journal.batches.back_mut().expect("just opened");
+    /// Puts the `count` records of an admitted operation into the open batch, writes of as many
+    /// runs or one of another kind; the operation goes on when the batch has taken effect.
+    #[inline]
+    pub(crate) fn journal_append(
+        &mut self,
+        index: u32,
+        count: usize,
+        mut record: impl FnMut(usize) -> Record,
+    ) {
+        assert!(count > 0);
+        let first = record(0);
+        let units = if count == 1 { first.units() } else { count };
+        let queued = self.journal_make_room(units);
+        let batch = self.journal.batches.back_mut().expect("there is room in it");
         let page = self.pages.bytes_mut(batch.page);
-        for record in records.iter().flatten() {
+        for at in 0..count {
+            let record = if at == 0 { first } else { record(at) };
             record.write(page, batch.units);
             batch.touched.add(record.disk());
             batch.units += record.units();
-            self.stats.journal_records += 1;
         }
         batch.ops.push(&mut self.slots, index);
-        self.journal_write_queued();
+        self.stats.journal_records += count as u64;
+        if queued {
+            self.journal_write_queued();
+        }
+    }
+
+    /// Makes sure that the last batch is open and has room for so many units. True if another one
+    /// that was full is to be written.
+    #[inline]
+    fn journal_make_room(&mut self, units: usize) -> bool {
+        self.journal.unreserve();
+        let mut queued = false;
+        if let Some(last) = self.journal.batches.back_mut()
+            && last.state == State::Open
+        {
+            if last.units + units <= UNITS_MAX {
+                return false;
+            }
+            last.state = State::Queued;
+            queued = true;
+        }
+        self.journal_open_batch();
+        queued
     }
 
     fn journal_open_batch(&mut self) {

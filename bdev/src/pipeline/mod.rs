@@ -11,6 +11,8 @@
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_io;
 pub(crate) mod checkpoint_nodes;
+mod checkpoint_order;
+mod checkpoint_pace;
 pub(crate) mod checkpoint_state;
 pub(crate) mod checkpoint_system;
 pub(crate) mod flush;

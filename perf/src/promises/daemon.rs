@@ -24,6 +24,8 @@ const DISK: u64 = 64 << 20;
 const SECOND: u64 = 1_000_000_000;
 /// Writers of a storm.
 const WRITERS: u32 = 32;
+/// Writes and flushes of a storm that the client goes on with between looks at its readers.
+const STORM_STEPS: usize = 2;
 
 /// A daemon with a store.
 struct Served {
@@ -77,6 +79,7 @@ struct Stream {
     random: Random,
     /// Of each slot: what it waits for, and since when.
     slots: Vec<(Waits, u64)>,
+    /// Done, and not gone on with yet.
     done: Vec<u32>,
     /// Reads, or writes with their flush.
     ended: u64,
@@ -136,9 +139,14 @@ impl Stream {
 
     /// Takes what is done; goes on with it unless it is to end. True while something is in flight.
     fn turn(&mut self, go_on: bool) -> Result<bool> {
+        self.turn_of(usize::MAX, go_on)
+    }
+
+    /// The same with at most so many of what is done; the others come next time.
+    fn turn_of(&mut self, most: usize, go_on: bool) -> Result<bool> {
         self.connection.turn(&mut self.done)?;
-        let done = std::mem::take(&mut self.done);
-        for &slot in &done {
+        let mut done = std::mem::take(&mut self.done);
+        for slot in done.drain(..most.min(done.len())) {
             let (waits, since) = &mut self.slots[slot as usize];
             let next = match *waits {
                 Waits::Write => Waits::Flush,
@@ -156,8 +164,7 @@ impl Stream {
             }
         }
         self.done = done;
-        self.done.clear();
-        Ok(self.connection.in_flight() > 0)
+        Ok(self.connection.in_flight() > 0 || !self.done.is_empty())
     }
 
     /// Writes and flushes a second.
@@ -200,31 +207,32 @@ pub fn neighbour(options: &Options) -> Result<Vec<Goal>> {
             served.settle()?;
             let mut ratios = Vec::new();
             for _ in 0..options.rounds {
-                // The client is one thread: while it sees to one stream, the other has to wait.
+                // The client is one thread: while it sees to one stream, the other has to wait. So
+                // it looks at the readers' queue after every few steps of the storm.
                 let mut client = Histogram::default();
-                let mut p99 = |storm: bool| -> Result<f64> {
+                let mut read = |storm: bool| -> Result<[f64; 3]> {
                     writes.begin(Waits::Write, if storm { WRITERS } else { 0 })?;
                     reads.begin(Waits::Read, 4)?;
                     let begun = clock::wall_ns();
                     while clock::wall_ns() - begun < SECOND {
                         reads.turn(true)?;
                         let turn = clock::wall_ns();
-                        writes.turn(true)?;
+                        writes.turn_of(STORM_STEPS, true)?;
                         if storm {
                             client.add(clock::wall_ns() - turn);
                         }
                     }
                     while reads.turn(false)? | writes.turn(false)? {}
-                    Ok(reads.times.quantile(0.99) as f64)
+                    let us = |q| reads.times.quantile(q) as f64 / 1000.0;
+                    Ok([us(0.5), us(0.99), writes.ended as f64 / 1000.0])
                 };
-                let alone = p99(false)?;
-                let beside = p99(true)?;
+                let [median, alone, _] = read(false)?;
+                let [beside_median, beside, storm] = read(true)?;
                 ratios.push(beside / alone);
                 eprintln!(
-                    "goals: reads on {base}: p99 {:.1} us alone, {:.1} us beside the storm, whose \
-                     turn takes the client {:.1} us (p99 {:.1})",
-                    alone / 1000.0,
-                    beside / 1000.0,
+                    "goals: reads on {base}: median {median:.1} us alone, {beside_median:.1} us \
+                     beside {storm:.0} k writes with flushes a second; p99 {alone:.1} us and \
+                     {beside:.1} us; a look at the storm takes the client {:.1} us (p99 {:.1})",
                     client.quantile(0.5) as f64 / 1000.0,
                     client.quantile(0.99) as f64 / 1000.0
                 );

@@ -48,6 +48,11 @@ pub fn measure(options: &Options) -> Result<Vec<Goal>> {
             }
             reads += beside.requests.count();
             let p99 = |probe: &Probe| probe.requests.quantile(0.99) as f64;
+            eprintln!(
+                "goals: p99 of reads {:.1} us beside the point, {:.1} us alone",
+                p99(&beside) / 1000.0,
+                p99(&alone) / 1000.0
+            );
             ratios.push(p99(&beside) / p99(&alone));
             rig.delete_snapshots()?;
         }
