@@ -35,8 +35,14 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Nodes read.
     pub cache_misses: u64,
-    /// Nodes evicted.
+    /// Nodes and compact copies evicted, but for leaves of which a compact copy was made.
     pub cache_evictions: u64,
+    /// Leaves evicted of which a compact copy was made.
+    pub cache_compactions: u64,
+    /// Reads answered from compact copies of leaves; hits too.
+    pub cache_compact_hits: u64,
+    /// Compact copies that were made nodes again, for a write or a read of several runs; hits too.
+    pub cache_promotions: u64,
     /// Consistency points committed.
     pub checkpoints: u64,
     /// Snapshots taken.

@@ -1,15 +1,20 @@
 //! The simulator in small: some seeds pass, a seed is the same run each time, and a base device
 //! that lies is found out.
 
-use lamina_tests::sim::{Lie, Options, Outcome, regressions, run_seed};
+use lamina_tests::sim::{CacheUse, Lie, Options, Outcome, regressions, run_seed};
 
 #[test]
 fn a_few_seeds_hold() {
+    let mut cache = CacheUse::default();
     for seed in 1..=25 {
         let outcome = run_seed(seed, &Options::default());
         assert_eq!(outcome.violation, None, "seed {seed}");
         assert!(outcome.steps > 100, "seed {seed} did next to nothing");
+        cache.add(outcome.cache);
     }
+    // Both tiers of the node cache are at work.
+    let CacheUse { evictions, compactions, compact_hits, promotions, .. } = cache;
+    assert!(evictions.min(compactions).min(compact_hits).min(promotions) > 0, "{cache:?}");
 }
 
 #[test]

@@ -6,7 +6,10 @@
 //! ```
 //!
 //! Keys are logical, so a hit never walks. Upper nodes are needed by misses and by the checkpoint
-//! only: a write changes a leaf in RAM, and the checkpoint links it into its parents.
+//! only: a write changes a leaf in RAM, and the checkpoint links it into its parents. A leaf that
+//! is evicted leaves a compact copy behind if it is made of a few runs.
 
+pub(crate) mod compact;
 pub(crate) mod node_cache;
 pub(crate) mod radix;
+pub(crate) mod runs;

@@ -2,12 +2,24 @@
 //!
 //! A slot is `Loading` (being read), `Clean` (same as on disk, or empty and absent there), `Dirty`
 //! (a checkpoint must write it), `Frozen` (an older version of a leaf kept for a checkpoint, not
-//! found by key) or `Open` (an upper node the checkpoint is changing). Clean nodes that nobody pins
-//! are evicted by CLOCK, and only by a second chance earned after insertion: a scan passes through
-//! without pushing out what is used again.
+//! found by key), `Open` (an upper node the checkpoint is changing) or `Page`. Clean nodes that
+//! nobody pins are evicted by CLOCK, and only by a second chance earned after insertion: a scan
+//! passes through without pushing out what is used again.
+//!
+//! ```text
+//!  Clean leaf ── evicted ──► compact copy, 64 bytes or a few more, in a `Page` ── evicted ──► gone
+//!       ▲                        │ reads are answered from it
+//!       └─────── promoted ───────┘ for anything else
+//! ```
+//!
+//! A page is a slot like any other for CLOCK, but for being left alone longer the more copies it
+//! has: it stands for as many nodes.
 
-use crate::format::node::NodeRef;
+use crate::canary::{Canary, planted};
+use crate::format::node::{ADDRESS, NodeRef, READ_ONLY};
 use crate::limits::LINKS;
+use crate::map::compact::{self, Compact};
+use crate::map::runs::{LeafInfo, Packed};
 use crate::slots::{List, NONE};
 
 /// Key: tree in the high 32 bits, level in 3, index in 29.
@@ -41,13 +53,33 @@ pub(crate) enum State {
     Dirty,
     Frozen,
     Open,
+    /// Holds compact copies; its key means nothing.
+    Page,
+}
+
+/// What became of a leaf that was evicted.
+#[derive(PartialEq)]
+enum Kept {
+    No,
+    /// Its compact copy is in some page.
+    Elsewhere,
+    /// Its slot has become a page.
+    Here,
+}
+
+/// A leaf that was wanted as a node and had a compact copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Promoted {
+    /// It is in this slot now.
+    Slot(u32),
+    /// Too few slots could be had.
+    NoRoom,
 }
 
 /// All of a slot but its links.
 pub(crate) struct Meta {
     pub key: Key,
     pub state: State,
-    pub referenced: bool,
     pub pins: u32,
     /// Epoch in which the node became its tree's own.
     pub birth: u64,
@@ -69,6 +101,9 @@ pub(crate) struct Meta {
 pub(crate) struct NodeCache {
     pub links: Vec<[u64; LINKS]>,
     pub meta: Vec<Meta>,
+    /// What reads need of a slot beside its links, in a byte, so that the slots in use share a few
+    /// lines: [`REFERENCED`], [`LOADING`].
+    marks: Vec<u8>,
     table: Vec<(u64, u32)>,
     mask: usize,
     free: Vec<u32>,
@@ -77,23 +112,45 @@ pub(crate) struct NodeCache {
     idle: usize,
     /// Slots promised to admitted requests for copies at apply time.
     promised: usize,
-    pub evictions: u64,
+    compact: Compact,
+    /// The mark of links whose records a replay would still check although their leaf is clean:
+    /// that of the freeze before the last until its consistency point has committed, else 0.
+    pub unsealed: u64,
+    /// Leaves of which a compact copy was made when they were evicted.
+    pub compactions: u64,
+    /// Slots emptied of a node or of a page.
+    taken: u64,
 }
 
 const EMPTY: (u64, u32) = (u64::MAX, NONE);
+/// Used since the hand came by.
+const REFERENCED: u8 = 1;
+/// Its state is [`State::Loading`].
+const LOADING: u8 = 2;
 
 impl NodeCache {
+    /// Slots for which so many bytes suffice, with all that compact copies take.
+    pub fn slots_in(bytes: usize) -> usize {
+        let each = size_of::<[u64; LINKS]>();
+        let table = compact::table_bytes(bytes / each);
+        (bytes - table) / (each + compact::SLOT_BYTES)
+    }
+
     pub fn new(slots: usize) -> NodeCache {
         let mut cache = NodeCache {
             links: Vec::new(),
             meta: Vec::new(),
+            marks: Vec::new(),
             table: Vec::new(),
             mask: 0,
             free: Vec::new(),
             hand: 0,
             idle: 0,
             promised: 0,
-            evictions: 0,
+            compact: Compact::new(slots),
+            unsealed: 0,
+            compactions: 0,
+            taken: 0,
         };
         cache.grow(slots);
         cache
@@ -104,10 +161,11 @@ impl NodeCache {
         let count = self.meta.len() + more;
         self.free.extend((self.meta.len() as u32..count as u32).rev());
         self.links.resize(count, [0; LINKS]);
+        self.compact.grow(count);
+        self.marks.resize(count, 0);
         self.meta.resize_with(count, || Meta {
             key: Key(u64::MAX),
             state: State::Free,
-            referenced: false,
             pins: 0,
             birth: 0,
             prev_birth: 0,
@@ -124,7 +182,7 @@ impl NodeCache {
         self.mask = table - 1;
         for slot in 0..count as u32 {
             let m = &self.meta[slot as usize];
-            if !matches!(m.state, State::Free | State::Frozen) {
+            if !matches!(m.state, State::Free | State::Frozen | State::Page) {
                 self.link(slot);
             }
         }
@@ -181,7 +239,13 @@ impl NodeCache {
 
     /// Slots that could be had now, beside those promised.
     pub fn spare(&self) -> usize {
-        (self.free.len() + self.idle).saturating_sub(self.promised)
+        let pages = self.compact.page_count();
+        (self.free.len() + self.idle + pages).saturating_sub(self.promised)
+    }
+
+    /// Nodes and compact copies that were given up.
+    pub fn evictions(&self) -> u64 {
+        self.taken - self.compactions + self.compact.evictions
     }
 
     pub fn promised(&self) -> usize {
@@ -200,32 +264,133 @@ impl NodeCache {
         self.promised -= 1;
     }
 
-    /// A free slot, evicting a clean node if need be. It belongs to nobody until `install`ed.
+    /// A free slot, evicting a clean node or a page if need be. It belongs to nobody until
+    /// `install`ed.
     fn take(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
+        self.clock()
+    }
+
+    /// Evicts an idle node or a page that nobody needs the slot of. False: there is no idle node.
+    pub fn squeeze(&mut self) -> bool {
         if self.idle == 0 {
+            return false;
+        }
+        let slot = self.clock();
+        self.free.extend(slot);
+        true
+    }
+
+    /// The slot of what CLOCK chooses, empty; `None` if there is nothing, or if the last idle node
+    /// has become a page while others are free.
+    fn clock(&mut self) -> Option<u32> {
+        if self.idle == 0 && self.compact.page_count() == 0 {
             return None;
         }
-        // Two rounds suffice: the first may only clear marks.
+        // Two rounds suffice: the first may only clear marks. A slot that becomes a page is one
+        // among others, of which there is at least one more; and so is a page that is left alone.
         for _ in 0..2 * self.meta.len() + 1 {
-            let slot = self.hand;
+            if self.idle == 0 && !self.free.is_empty() {
+                return None;
+            }
+            let slot = self.hand as u32;
             self.hand = (self.hand + 1) % self.meta.len();
-            let m = &mut self.meta[slot];
-            if m.state != State::Clean || m.pins > 0 {
-                continue;
+            let m = &mut self.meta[slot as usize];
+            let taken = match m.state {
+                State::Clean if m.pins == 0 => {
+                    let marks = std::mem::take(&mut self.marks[slot as usize]);
+                    marks & REFERENCED == 0 && self.evict(slot)
+                }
+                State::Page => self.reclaim(slot),
+                _ => false,
+            };
+            if taken {
+                self.meta[slot as usize].state = State::Free;
+                return Some(slot);
             }
-            if std::mem::take(&mut m.referenced) {
-                continue;
-            }
-            self.idle -= 1;
-            self.evictions += 1;
-            self.unlink(slot as u32);
-            self.meta[slot].state = State::Free;
-            return Some(slot as u32);
         }
         unreachable!("an idle node was counted but not found")
+    }
+
+    /// Takes an idle node out of its slot. False: the slot has become a page.
+    fn evict(&mut self, slot: u32) -> bool {
+        self.idle -= 1;
+        self.taken += 1;
+        self.unlink(slot);
+        let kept = self.keep(slot);
+        self.compactions += u64::from(kept != Kept::No);
+        kept != Kept::Here
+    }
+
+    /// Gives a page up if it is cold, or if there are no nodes to evict instead.
+    fn reclaim(&mut self, slot: u32) -> bool {
+        let reclaimed = self.compact.is_cold(slot) || self.idle == 0;
+        if reclaimed {
+            self.compact.close_page(&self.links, slot);
+        }
+        reclaimed
+    }
+
+    /// Makes a compact copy of a leaf that is being evicted, if it is worth one.
+    fn keep(&mut self, slot: u32) -> Kept {
+        let m = &self.meta[slot as usize];
+        // What has never been written is not as it would be read.
+        if m.key.level() > 0 || m.prev_birth != m.birth {
+            return Kept::No;
+        }
+        let era = self.compact.era(m.key.tree());
+        let leaf = LeafInfo { key: m.key, birth: m.birth, shared_with: m.shared_with, era };
+        let links = &self.links[slot as usize];
+        let Some(packed) = Packed::of(links, leaf, self.unsealed) else { return Kept::No };
+        if self.compact.place(&mut self.links, &packed) {
+            return Kept::Elsewhere;
+        }
+        // There must be another slot for whoever wants this one.
+        let another = self.idle > 0 || !self.free.is_empty();
+        if another && self.compact.wants_page() {
+            self.meta[slot as usize].state = State::Page;
+            self.compact.open_page(slot);
+            let placed = self.compact.place(&mut self.links, &packed);
+            assert!(placed, "an empty page has room");
+            return Kept::Here;
+        }
+        self.compact.make_room(&self.links, &packed);
+        match self.compact.place(&mut self.links, &packed) {
+            true => Kept::Elsewhere,
+            false => Kept::No,
+        }
+    }
+
+    /// The compact copy of a leaf, if there is one.
+    #[inline]
+    pub fn find_compact(&self, key: Key) -> Option<u32> {
+        self.compact.find(&self.links, key)
+    }
+
+    /// The block that link `index` of a compact copy leads to (0: a hole), and for how many links
+    /// from there on its run goes on.
+    #[inline]
+    pub fn compact_run(&mut self, copy: u32, index: u16) -> (u64, usize) {
+        self.compact.run_at(&self.links, copy, index)
+    }
+
+    /// Makes a compact copy a node again, which is then as if it had been read; `reserve` slots are
+    /// left.
+    pub fn promote(&mut self, copy: u32, reserve: usize) -> Promoted {
+        if self.spare() <= reserve {
+            return Promoted::NoRoom;
+        }
+        let packed = self.compact.take(&self.links, copy);
+        let LeafInfo { key, birth, shared_with, .. } = packed.info();
+        let slot = self.insert(key, State::Loading, reserve).expect("there was room");
+        packed.unpack(&mut self.links[slot as usize], self.unsealed);
+        let m = &mut self.meta[slot as usize];
+        (m.birth, m.prev_birth, m.shared_with) = (birth, birth, shared_with);
+        self.set_state(slot, State::Clean);
+        self.unpin(slot);
+        Promoted::Slot(slot)
     }
 
     /// A new node under `key`, pinned once; `None` if at most `reserve` slots could be had.
@@ -233,12 +398,14 @@ impl NodeCache {
         if self.spare() <= reserve {
             return None;
         }
+        let twice = key.level() == 0 && self.find_compact(key).is_some();
+        assert!(!twice || planted(Canary::CompactKept), "a leaf is to be cached beside its copy");
         let slot = self.take()?;
         let m = &mut self.meta[slot as usize];
         assert!(m.waiters.is_empty() && m.busy == [0; LINKS / 64]);
         m.key = key;
         m.state = state;
-        m.referenced = false;
+        self.marks[slot as usize] = if state == State::Loading { LOADING } else { 0 };
         m.pins = 1;
         m.birth = 0;
         m.prev_birth = 0;
@@ -296,16 +463,29 @@ impl NodeCache {
     /// be had, promised ones not counted.
     #[must_use]
     pub fn pin(&mut self, slot: u32, reserve: usize) -> bool {
-        let m = &mut self.meta[slot as usize];
+        let m = &self.meta[slot as usize];
         if m.pins == 0 && m.state == State::Clean {
-            if (self.free.len() + self.idle).saturating_sub(self.promised) <= reserve {
+            if self.spare() <= reserve {
                 return false;
             }
             self.idle -= 1;
         }
+        let m = &mut self.meta[slot as usize];
         m.pins += 1;
-        m.referenced = true;
+        self.refer(slot);
         true
+    }
+
+    /// The node has been used.
+    #[inline]
+    pub fn refer(&mut self, slot: u32) {
+        self.marks[slot as usize] |= REFERENCED;
+    }
+
+    /// True while the node is being read.
+    #[inline]
+    pub fn is_loading(&self, slot: u32) -> bool {
+        self.marks[slot as usize] & LOADING != 0
     }
 
     pub fn unpin(&mut self, slot: u32) {
@@ -317,32 +497,48 @@ impl NodeCache {
         }
     }
 
+    /// Marks what a leaf that has been read owns as set before the freeze whose consistency point
+    /// is under way, if one is: what was said about that in RAM went with its eviction.
+    pub fn mark_unsealed(&mut self, slot: u32) {
+        let own = |link: &&mut u64| **link & ADDRESS != 0 && **link & READ_ONLY == 0;
+        self.links[slot as usize].iter_mut().filter(own).for_each(|link| *link |= self.unsealed);
+    }
+
     /// Changes the state of a pinned node.
     pub fn set_state(&mut self, slot: u32, state: State) {
         let m = &mut self.meta[slot as usize];
         assert!(m.pins > 0, "only a pinned node changes its state");
+        assert!(state != State::Loading, "a node is read when it is inserted");
         m.state = state;
+        self.marks[slot as usize] &= !LOADING;
     }
 
     /// True if any block of `first .. first + count` is held by a write-like request.
     pub fn busy(&self, slot: u32, first: u16, count: u16) -> bool {
-        spans(first, count).any(|(word, mask)| self.meta[slot as usize].busy[word] & mask != 0)
+        let busy = &self.meta[slot as usize].busy;
+        if count == 1 {
+            let (word, mask) = place(first);
+            return busy[word] & mask != 0;
+        }
+        spans(first, count).any(|(word, mask)| busy[word] & mask != 0)
     }
 
     pub fn set_busy(&mut self, slot: u32, first: u16, count: u16) {
-        for (word, mask) in spans(first, count) {
-            let bits = &mut self.meta[slot as usize].busy[word];
-            assert_eq!(*bits & mask, 0, "two writes hold one block");
-            *bits |= mask;
-        }
+        let busy = &mut self.meta[slot as usize].busy;
+        let mut set = |(word, mask): (usize, u64)| {
+            assert_eq!(busy[word] & mask, 0, "two writes hold one block");
+            busy[word] |= mask;
+        };
+        if count == 1 { set(place(first)) } else { spans(first, count).for_each(set) }
     }
 
     pub fn clear_busy(&mut self, slot: u32, first: u16, count: u16) {
-        for (word, mask) in spans(first, count) {
-            let bits = &mut self.meta[slot as usize].busy[word];
-            assert_eq!(*bits & mask, mask, "a block was released twice");
-            *bits &= !mask;
-        }
+        let busy = &mut self.meta[slot as usize].busy;
+        let mut clear = |(word, mask): (usize, u64)| {
+            assert_eq!(busy[word] & mask, mask, "a block was released twice");
+            busy[word] &= !mask;
+        };
+        if count == 1 { clear(place(first)) } else { spans(first, count).for_each(clear) }
     }
 
     /// Forgets every clean node of a tree that is gone.
@@ -354,7 +550,14 @@ impl NodeCache {
                 self.remove(slot);
             }
         }
+        self.compact.purge(&self.links, tree);
     }
+}
+
+/// The word and the mask of one block.
+#[inline]
+fn place(block: u16) -> (usize, u64) {
+    (usize::from(block) / 64 % (LINKS / 64), 1 << (block % 64))
 }
 
 /// The words and masks that cover `first .. first + count`.
@@ -368,58 +571,5 @@ fn spans(first: u16, count: u16) -> impl Iterator<Item = (usize, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn busy_spans_cover_exactly_their_blocks() {
-        for first in [0u16, 1, 63, 64, 65, 300, 511] {
-            for count in [1u16, 2, 63, 64, 65, 128, 200, 512] {
-                if first + count > 512 {
-                    continue;
-                }
-                let mut bits = [0u64; 8];
-                spans(first, count).for_each(|(w, m)| bits[w] |= m);
-                for i in 0..512u16 {
-                    let set = bits[usize::from(i / 64)] >> (i % 64) & 1 == 1;
-                    assert_eq!(set, (first..first + count).contains(&i));
-                }
-            }
-        }
-    }
-
-    /// The table against a map, through inserts, evictions, pins and removals.
-    #[test]
-    fn model() {
-        let mut cache = NodeCache::new(64);
-        let mut pinned: BTreeMap<u64, u32> = BTreeMap::new();
-        let mut seed = 1u64;
-        for step in 0..200_000u64 {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let key = Key::new((seed >> 60) as u32, 0, seed >> 40 & 0xff);
-            match cache.find(key) {
-                Some(slot) => {
-                    assert_eq!(cache.meta[slot as usize].key, key);
-                    if let Some(slot) = pinned.remove(&key.0) {
-                        cache.unpin(slot);
-                    } else if step % 3 == 0 {
-                        cache.remove(slot);
-                        assert_eq!(cache.find(key), None);
-                    }
-                }
-                None => {
-                    assert!(!pinned.contains_key(&key.0), "a pinned node was evicted");
-                    if let Some(slot) = cache.insert(key, State::Clean, 4) {
-                        pinned.insert(key.0, slot);
-                        assert_eq!(cache.find(key), Some(slot));
-                    } else {
-                        assert!(pinned.len() >= 60);
-                    }
-                }
-            }
-            assert_eq!(cache.spare(), 64 - pinned.len());
-        }
-        assert!(cache.evictions > 1000);
-    }
-}
+#[path = "cache_tests.rs"]
+mod tests;

@@ -7,10 +7,11 @@ use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::Damage;
 use crate::format::node::{self, NodeRef};
 use crate::limits::{LEVEL_BITS, LEVEL_MAX, LINKS, SYSTEM_READS};
-use crate::map::node_cache::{Key, State};
+use crate::map::node_cache::{Key, Promoted, State};
 use crate::page::PageId;
 use crate::slots::{List, NONE, Stage};
 use crate::status::{BaseError, Status};
+use crate::types::BLOCK_SIZE;
 
 /// Where a leaf is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,11 +50,31 @@ impl Engine {
     #[inline]
     pub(crate) fn leaf_at_hand(&mut self, tree: u32, index: u64) -> Option<u32> {
         let slot = self.cache.find(Key::new(tree, 0, index))?;
-        if self.cache.meta[slot as usize].state == State::Loading {
+        if self.cache.is_loading(slot) {
             return None;
         }
         self.stats.cache_hits += 1;
         Some(slot)
+    }
+
+    /// The block (0: a hole) where `bytes` from the beginning of block `first` of a leaf lie, if
+    /// the leaf has a compact copy and they are one run of it.
+    #[inline]
+    pub(crate) fn compact_run(
+        &mut self,
+        tree: u32,
+        leaf: u64,
+        first: u16,
+        bytes: usize,
+    ) -> Option<u64> {
+        let copy = self.cache.find_compact(Key::new(tree, 0, leaf))?;
+        let (start, blocks) = self.cache.compact_run(copy, first);
+        if blocks * BLOCK_SIZE < bytes {
+            return None;
+        }
+        self.stats.cache_hits += 1;
+        self.stats.cache_compact_hits += 1;
+        Some(start)
     }
 
     /// Finds leaf `index` of `tree`, starting the read of the next missing node on the way.
@@ -64,6 +85,16 @@ impl Engine {
         if let Some(slot) = self.cache.find(Key::new(tree, 0, index)) {
             return Found::Loading(slot);
         }
+        if let Some(copy) = self.cache.find_compact(Key::new(tree, 0, index)) {
+            return match self.cache.promote(copy, self.cache_reserve()) {
+                Promoted::NoRoom => Found::NoRoom,
+                Promoted::Slot(slot) => {
+                    self.stats.cache_hits += 1;
+                    self.stats.cache_promotions += 1;
+                    Found::Hit(slot)
+                }
+            };
+        }
         let Some(root) = self.root_of(tree) else { return Found::Absent };
         if index >> (LEVEL_BITS * u32::from(root.level)) != 0 {
             return Found::Absent;
@@ -72,9 +103,8 @@ impl Engine {
         for level in 1..=root.level {
             let key = Key::new(tree, level, index >> (LEVEL_BITS * u32::from(level)));
             let Some(slot) = self.cache.find(key) else { continue };
-            let meta = &mut self.cache.meta[slot as usize];
-            meta.referenced = true;
-            if meta.state == State::Loading {
+            self.cache.refer(slot);
+            if self.cache.is_loading(slot) {
                 return Found::Loading(slot);
             }
             let child = index >> (LEVEL_BITS * u32::from(level - 1));
@@ -206,6 +236,10 @@ impl Engine {
                 meta.birth = if info.owner == disk && own { info.birth } else { 0 };
                 meta.prev_birth = meta.birth;
                 meta.shared_with = info.shared_with;
+                // Written by the point under way: a replay would still check what it links to.
+                if key.level() == 0 && info.generation >= self.superblock.generation {
+                    self.cache.mark_unsealed(slot);
+                }
                 Ok(())
             }
             Err(damage) => {

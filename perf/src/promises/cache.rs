@@ -17,6 +17,8 @@ use crate::store::{Store, Verb};
 const BLOCKS: u32 = 4 << 20;
 const METADATA: usize = BLOCKS as usize / 512 * 4096;
 const EXPONENT: f64 = 1.1;
+/// Blocks of 32 MiB.
+const WINDOW: u32 = 8192;
 /// Reads of one run.
 const READS: usize = 400_000;
 
@@ -40,42 +42,86 @@ pub fn zipf(blocks: u32, reads: usize, random: &mut Random) -> Vec<u32> {
         .collect()
 }
 
-fn filled(cache_bytes: usize) -> Result<Rig> {
+/// How the disk came to be written.
+#[derive(Clone, Copy)]
+enum Written {
+    /// From its beginning to its end, as an image is.
+    InOrder,
+    /// In random order, so many bytes at a time.
+    Pieces(u32),
+    /// Block by block in random order within each 32 MiB, so that no two in a row lie in a row.
+    Scattered,
+}
+
+impl Written {
+    /// The units to write, and their bytes.
+    fn order(self) -> (Vec<u32>, u32) {
+        let bytes = u64::from(BLOCKS) * 4096;
+        let units = |len: u32| (bytes / u64::from(len)) as u32;
+        match self {
+            Written::InOrder => ((0..units(128 << 10)).collect(), 128 << 10),
+            Written::Pieces(len) => (Random::new(3).permutation(units(len)), len),
+            Written::Scattered => {
+                let within = Random::new(3).permutation(WINDOW);
+                let windows = (0..BLOCKS).step_by(WINDOW as usize);
+                (windows.flat_map(|from| within.iter().map(move |at| from + at)).collect(), 4096)
+            }
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Written::InOrder => "written in order".to_owned(),
+            Written::Pieces(len) => format!("written in random order by {} KiB", len >> 10),
+            Written::Scattered => "every block scattered".to_owned(),
+        }
+    }
+}
+
+fn filled(written: Written, cache_bytes: usize) -> Result<Rig> {
     let config = Config { cache_bytes, ..Config::default() };
     let bytes = u64::from(BLOCKS) * 4096;
     let mut rig = Rig::on(Memory::sparse((bytes + bytes / 4) as usize)?, config)?;
     rig.leave_data();
     rig.create(bytes)?;
-    let all: Vec<u32> = (0..(bytes / (128 << 10)) as u32).collect();
+    let (all, len) = written.order();
     let pattern = Pattern::Once(all.iter());
-    let mut load = Load { verb: Verb::Write, depth: 16, len: 128 << 10, pattern, time_ns: None };
+    let mut load = Load { verb: Verb::Write, depth: 16, len, pattern, time_ns: None };
     run(&mut rig, &mut load, None)?;
     rig.settle()?;
     Ok(rig)
 }
 
-/// The rate of reads with a tenth in the cache, to all of it.
+/// The rate of reads with a tenth in the cache, to all of it, for disks written in several ways.
 pub fn measure(options: &Options) -> Result<Vec<Goal>> {
+    let ways = [Written::InOrder, Written::Pieces(64 << 10), Written::Scattered];
     clock::on_core(options.target_core, || -> Result<Vec<Goal>> {
-        let (mut tenth, mut all) = (filled(METADATA / 10)?, filled(2 * METADATA)?);
-        let mut random = Random::new(5);
-        let mut ratios = Vec::new();
-        for round in 0..=options.rounds {
-            let list = zipf(BLOCKS, READS, &mut random);
-            let one = |rig: &mut Rig| {
-                let pattern = Pattern::Once(list.iter());
-                let load = Load { verb: Verb::Read, depth: 64, len: 4096, pattern, time_ns: None };
-                run(rig, &mut { load }, None)
-            };
-            let (a, b) = (one(&mut tenth)?, one(&mut all)?);
-            // The first round warms both caches.
-            if round > 0 {
-                ratios.push(cost(&b) / cost(&a));
-            }
-        }
-        let what = "rate of zipf 1.1 reads, node cache of 10 % of the metadata, to all (RAM base)";
-        Ok(vec![goal(what, ratios, "", 0.8, true)?])
+        ways.into_iter().map(|written| ratio(options, written)).collect()
     })?
+}
+
+fn ratio(options: &Options, written: Written) -> Result<Goal> {
+    let (mut tenth, mut all) = (filled(written, METADATA / 10)?, filled(written, 2 * METADATA)?);
+    let mut random = Random::new(5);
+    let mut ratios = Vec::new();
+    for round in 0..=options.rounds {
+        let list = zipf(BLOCKS, READS, &mut random);
+        let one = |rig: &mut Rig| {
+            let pattern = Pattern::Once(list.iter());
+            let load = Load { verb: Verb::Read, depth: 64, len: 4096, pattern, time_ns: None };
+            run(rig, &mut { load }, None)
+        };
+        let (a, b) = (one(&mut tenth)?, one(&mut all)?);
+        // The first round warms both caches.
+        if round > 0 {
+            ratios.push(cost(&b) / cost(&a));
+        }
+    }
+    let what = format!(
+        "rate of zipf 1.1 reads, node cache of 10 % of the metadata, to all (RAM base, disk {})",
+        written.text()
+    );
+    goal(&what, ratios, "", 0.8, true)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use clap::{Parser, ValueEnum};
-use lamina_tests::sim::{Lie, Options, Outcome, current, regressions, run_seed};
+use lamina_tests::sim::{CacheUse, Lie, Options, Outcome, current, regressions, run_seed};
 
 /// After so many violations no new seed is begun.
 const VIOLATIONS_MAX: u64 = 200;
@@ -151,6 +151,7 @@ struct Totals {
     crashes: u64,
     steps: u64,
     violations: u64,
+    cache: CacheUse,
 }
 
 fn main() -> ExitCode {
@@ -174,6 +175,11 @@ fn main() -> ExitCode {
     println!("sim: {old} known seeds, {} seeds of {} operations", arguments.seeds, arguments.ops);
     let totals = run_all(&arguments, jobs);
     println!("sim: {} turns", totals.steps);
+    let CacheUse { misses, evictions, compactions, compact_hits, promotions } = totals.cache;
+    println!(
+        "sim: node cache: {misses} nodes read, {evictions} evicted, {compactions} leaves packed, \
+         {compact_hits} reads from compact copies, {promotions} of them made nodes again"
+    );
     println!(
         "sim: {} seeds, {} crashes, {} violations",
         arguments.seeds, totals.crashes, totals.violations
@@ -204,6 +210,7 @@ fn run_all(arguments: &Arguments, jobs: Vec<(u64, Options)>) -> Totals {
                 waiting.remove(&index);
                 totals.crashes += outcome.crashes;
                 totals.steps += outcome.steps;
+                totals.cache.add(outcome.cache);
                 report(arguments, work.jobs[index as usize].1.ops, &outcome, &mut totals);
             }
             Message::Panicked(index, (seed, step), text) => {
@@ -213,6 +220,7 @@ fn run_all(arguments: &Arguments, jobs: Vec<(u64, Options)>) -> Totals {
                     crashes: 0,
                     steps: step,
                     hash: 0,
+                    cache: CacheUse::default(),
                     violation: Some(format!("panic: {text}")),
                 };
                 report(arguments, work.jobs[index as usize].1.ops, &outcome, &mut totals);

@@ -48,8 +48,7 @@ impl Store {
         let trees = trees(&image, false).expect("it is healthy");
         let pages = world.base.pages.clone();
         let store = Store { world, pages, healthy, trees, geometry, catalogue };
-        let logs = store.trees.owners.values().any(|owner| owner >> 60 == 8);
-        let wanted = logs && store.healthy.dying == 0 && store.leaves().len() > 1;
+        let wanted = store.has_snapshots() && store.healthy.dying == 0 && store.leaves().len() > 1;
         wanted.then_some(store)
     }
 
@@ -144,8 +143,21 @@ impl Store {
 
     /// The pair of a log block, as the owners know it.
     fn log(&self) -> u64 {
-        let log = |(_, owner): &(&u64, &u64)| **owner >> 60 == 8;
-        *self.trees.owners.iter().find(log).expect("there is a snapshot").0
+        self.logs().next().expect("there is a snapshot")
+    }
+
+    fn logs(&self) -> impl Iterator<Item = u64> {
+        let logs = self.trees.owners.iter().filter(|(_, owner)| **owner >> 60 == 8);
+        logs.map(|(at, _)| *at)
+    }
+
+    /// True if the first snapshot in [`Store::log`] is there.
+    fn has_snapshots(&self) -> bool {
+        let there = |at| match self.image().pair(at, Kind::SnapshotLog, u64::MAX) {
+            Sides::Good(block) => first_entry(&block).is_some_and(|entry| block[entry + 41] == 0),
+            Sides::Bad(_) => false,
+        };
+        self.logs().next().is_some_and(there)
     }
 
     /// The record of a disk that maps something.
@@ -201,14 +213,17 @@ fn wrong_ownership_is_found() {
     store.finds("a lost link", "is lost", |s| s.relink(leaf, 0, LOST));
 }
 
+fn first_entry(log: &Block) -> Option<usize> {
+    (0..LOG_ENTRIES).map(|e| 64 + e * 128).find(|e| u64_at(log, *e) != 0)
+}
+
 #[test]
 fn wrong_counts_are_found() {
     let mut store = Store::new();
     let (log, record, extent) = (store.log(), store.record(), store.extent_of(store.free_block()));
     store.finds("a snapshot that counts wrong", "blocks, but counts", |s| {
         let mut change = |page: &mut Block| {
-            let entry = (0..LOG_ENTRIES).map(|e| 64 + e * 128).find(|e| u64_at(page, *e) != 0);
-            let entry = entry.expect("there is a snapshot");
+            let entry = first_entry(page).expect("there is a snapshot");
             assert_eq!(page[entry + 41], 0, "it is there");
             add_one(page, entry + ENTRY_MAPPED);
         };

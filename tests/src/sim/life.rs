@@ -155,7 +155,7 @@ impl World {
     pub(super) fn bury(&mut self, crash: Crash, lossy: bool) -> Result<(), String> {
         let now = self.now;
         self.trace.note("crash", [crash as u64, u64::from(lossy), self.base.happened]);
-        self.engine = None;
+        self.end_engine();
         self.flights.clear();
         self.parked = None;
         self.errands.clear();

@@ -50,6 +50,7 @@ use std::cell::Cell;
 
 #[cfg(feature = "canaries")]
 pub use canaries::run_canaries;
+use lamina_bdev::Stats;
 pub use plan::Lie;
 use world::World;
 
@@ -81,8 +82,48 @@ pub struct Outcome {
     pub steps: u64,
     /// Hash over all events.
     pub hash: u64,
+    /// What the node cache did.
+    pub cache: CacheUse,
     /// What went wrong, if anything did.
     pub violation: Option<String>,
+}
+
+/// What the node cache of the engine under test did in all its lives.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CacheUse {
+    /// Nodes read.
+    pub misses: u64,
+    /// Nodes and compact copies given up.
+    pub evictions: u64,
+    /// Leaves evicted of which a compact copy was made.
+    pub compactions: u64,
+    /// Reads answered from compact copies.
+    pub compact_hits: u64,
+    /// Compact copies made nodes again.
+    pub promotions: u64,
+}
+
+impl CacheUse {
+    /// Adds what another did.
+    pub fn add(&mut self, more: CacheUse) {
+        self.misses += more.misses;
+        self.evictions += more.evictions;
+        self.compactions += more.compactions;
+        self.compact_hits += more.compact_hits;
+        self.promotions += more.promotions;
+    }
+}
+
+impl From<Stats> for CacheUse {
+    fn from(stats: Stats) -> CacheUse {
+        CacheUse {
+            misses: stats.cache_misses,
+            evictions: stats.cache_evictions,
+            compactions: stats.cache_compactions,
+            compact_hits: stats.cache_compact_hits,
+            promotions: stats.cache_promotions,
+        }
+    }
 }
 
 thread_local! {
@@ -108,7 +149,8 @@ fn run(seed: u64, options: &Options, prepare: impl FnOnce(&mut World)) -> Outcom
     let mut world = match World::new(seed, options.ops, options.lie, options.log) {
         Ok(world) => world,
         Err(why) => {
-            return Outcome { seed, crashes: 0, steps: 0, hash: 0, violation: Some(why) };
+            let cache = CacheUse::default();
+            return Outcome { seed, crashes: 0, steps: 0, hash: 0, cache, violation: Some(why) };
         }
     };
     prepare(&mut world);
@@ -118,6 +160,7 @@ fn run(seed: u64, options: &Options, prepare: impl FnOnce(&mut World)) -> Outcom
         crashes: world.crash_count(),
         steps: world.steps(),
         hash: world.hash(),
+        cache: world.cache_use(),
         violation: result.err(),
     };
     world.close();

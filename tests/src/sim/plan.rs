@@ -179,6 +179,9 @@ pub struct Plan {
     pub odd_segments: bool,
     /// One more crash after everything has been drained.
     pub last_crash: bool,
+    /// Idle nodes are evicted as if the cache were full: how often, permille of turns, and how many
+    /// at most.
+    pub squeeze: (u32, usize),
     /// The clock leaps forward, permille of turns.
     pub leap_permille: u32,
     /// The host ticks without need now and then.
@@ -229,6 +232,7 @@ impl Plan {
             last_crash: rng.chance(500),
             all_shards: false,
             aimed_permille: 0,
+            squeeze: (0, 0),
             leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
             ops,
@@ -249,6 +253,9 @@ impl Plan {
         }
         if late.chance(80) {
             plan.faults.full = late.pick(&[10, 50, 200]);
+        }
+        if late.chance(500) {
+            plan.squeeze = (late.pick(&[20, 100, 400]), late.pick(&[2, 10, 1000]));
         }
         plan
     }

@@ -2,7 +2,7 @@
 //! bytes are moved by the host, those of reads as late as the contract allows.
 //!
 //! ```text
-//!  at_once ─► moves ─┬─ a write: all, in order, now
+//!  at_once ─► moves ─┬─ a write: all, in order, now ─► done, unless the engine keeps it
 //!                    └─ reads: before the next command or tick ─► done
 //! ```
 
@@ -19,6 +19,8 @@ pub struct Swift {
     /// Byte offset inside the region; `None`: it was a hole.
     offset: Option<u64>,
     segs: Vec<Seg>,
+    /// The engine answers it itself.
+    kept: bool,
 }
 
 impl World {
@@ -30,13 +32,14 @@ impl World {
             return false;
         }
         let segs = flight.buffer.segs();
-        let offset = match self.engine_mut().at_once(&request, segs) {
+        let (offset, kept) = match self.engine_mut().at_once(&request, segs) {
             AtOnce::No => return false,
-            AtOnce::Zeroed => None,
-            AtOnce::Move { offset } => Some(offset),
+            AtOnce::Zeroed => (None, false),
+            AtOnce::Move { offset } => (Some(offset), false),
+            AtOnce::Kept { offset } => (Some(offset), true),
         };
         let op = if request.op == Op::Write { BaseOp::Write } else { BaseOp::Read };
-        self.swift.push(Swift { cookie: request.cookie, op, offset, segs: segs.to_vec() });
+        self.swift.push(Swift { cookie: request.cookie, op, offset, segs: segs.to_vec(), kept });
         true
     }
 
@@ -50,12 +53,14 @@ impl World {
     /// Moves everything; the requests are done then.
     pub(super) fn move_all(&mut self) {
         let region = self.label.first_region + u64::from(self.plan.shard) * self.label.region_bytes;
-        for Swift { cookie, op, offset, segs } in std::mem::take(&mut self.swift) {
+        for Swift { cookie, op, offset, segs, kept } in std::mem::take(&mut self.swift) {
             if let Some(offset) = offset {
                 self.base.at_once(op, region + offset, &segs);
                 self.take_harm();
             }
-            self.swift_dones.push(Done { cookie, status: Status::Ok });
+            if !kept {
+                self.swift_dones.push(Done { cookie, status: Status::Ok });
+            }
         }
     }
 }

@@ -1,0 +1,376 @@
+//! Compact copies of evicted leaves, in pages that are slots of the node cache.
+//!
+//! ```text
+//!  table ─ hash of the key ─► record: unit of a page     page = one slot's 4 KiB = 64 units
+//!                                                        ┌ leaf ┬ leaf ┬ leaf    ┬ ─ ┬ leaf ┐
+//!                                                        │ 64 B │ 64 B │ 2 units │   │      │
+//!                                                        └──────┴──────┴─────────┴───┴──────┘
+//! ```
+//!
+//! A key has a node or a compact copy, never both: what is to be changed is taken out first. Copies
+//! whose tree is gone are not looked for: each number of a tree has an era, and a copy of another
+//! era is none.
+
+use crate::canary::{Canary, planted};
+use crate::engine::VIEW_TREES;
+use crate::limits::LINKS;
+use crate::map::node_cache::Key;
+use crate::map::runs::{self, Packed, UNIT_WORDS};
+use crate::slots::NONE;
+
+/// Units of a page.
+const UNITS: usize = LINKS / UNIT_WORDS;
+/// Pages looked at for room.
+const TRIES: usize = 8;
+/// Places of the table for each slot of the cache, at least.
+const PLACES_A_SLOT: usize = 16;
+
+const _: () = assert!(UNITS == u64::BITS as usize);
+
+/// The links of all slots.
+type Links = [[u64; LINKS]];
+
+/// What a page has, a bit for each unit.
+#[derive(Clone, Copy, Default)]
+struct Page {
+    free: u64,
+    /// Where records begin.
+    heads: u64,
+    /// Records used since the last look.
+    marks: u64,
+    /// Its place in the list of pages.
+    place: u32,
+    /// Looks since one of its records was used.
+    rounds: u32,
+}
+
+pub(crate) struct Compact {
+    /// Records by key; [`NONE`] is an empty place.
+    table: Vec<u32>,
+    mask: usize,
+    records: usize,
+    records_max: usize,
+    /// By slot of the cache.
+    pages: Vec<Page>,
+    /// Slots that are pages, and which of them is being filled.
+    list: Vec<u32>,
+    filling: usize,
+    pages_max: usize,
+    /// By number of a tree, as far as any has been purged.
+    eras: Vec<u8>,
+    /// Copies that were given up.
+    pub evictions: u64,
+}
+
+/// Bytes of the table of a cache with so many slots.
+pub(crate) fn table_bytes(slots: usize) -> usize {
+    (PLACES_A_SLOT * slots).next_power_of_two() * size_of::<u32>()
+}
+
+/// Bytes of what is noted of each slot.
+pub(crate) const SLOT_BYTES: usize = size_of::<Page>();
+
+impl Compact {
+    /// For a cache of so many slots.
+    pub fn new(slots: usize) -> Compact {
+        let places = table_bytes(slots) / size_of::<u32>();
+        let pages_max = slots / 8 * 7;
+        Compact {
+            table: vec![NONE; places],
+            mask: places - 1,
+            records: 0,
+            records_max: places / 4 * 3,
+            pages: vec![Page::default(); slots],
+            list: Vec::with_capacity(pages_max),
+            filling: 0,
+            pages_max,
+            eras: Vec::new(),
+            evictions: 0,
+        }
+    }
+
+    /// The cache has more slots now.
+    pub fn grow(&mut self, slots: usize) {
+        // Records are named by 32 bits.
+        assert!(slots <= 1 << 26, "more slots than compact copies have names for");
+        self.pages.resize(slots, Page::default());
+    }
+
+    /// Slots that are pages.
+    pub fn page_count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// True if one more page is worth having.
+    pub fn wants_page(&self) -> bool {
+        self.list.len() < self.pages_max && self.records < self.records_max
+    }
+
+    /// Which life of a tree's number is now.
+    pub fn era(&self, tree: u32) -> u8 {
+        self.eras.get(tree as usize).copied().unwrap_or(0)
+    }
+
+    fn home(&self, key: u64) -> usize {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize & self.mask
+    }
+
+    /// Where in the table a key is, of whichever era.
+    #[inline]
+    fn probe(&self, links: &Links, key: Key) -> Option<usize> {
+        let mut at = self.home(key.0);
+        loop {
+            let record = self.table[at];
+            if record == NONE {
+                return None;
+            }
+            if words_of(links, record)[0] == key.0 {
+                return Some(at);
+            }
+            at = (at + 1) & self.mask;
+        }
+    }
+
+    /// The record of a leaf, if there is one.
+    #[inline]
+    pub fn find(&self, links: &Links, key: Key) -> Option<u32> {
+        let record = self.table[self.probe(links, key)?];
+        let era = runs::info(words_of(links, record)).era;
+        (era == self.era(key.tree())).then_some(record)
+    }
+
+    /// The block that link `index` of a record leads to (0: a hole) and how many links of its run
+    /// are left. Marks the record as used.
+    #[inline]
+    pub fn run_at(&mut self, links: &Links, record: u32, index: u16) -> (u64, usize) {
+        self.pages[record as usize / UNITS].marks |= 1 << (record as usize % UNITS);
+        runs::run_at(words_of(links, record), index)
+    }
+
+    /// Takes a record out.
+    pub fn take(&mut self, links: &Links, record: u32) -> Packed {
+        let packed = Packed::copy(words_of(links, record));
+        if !planted(Canary::CompactKept) {
+            self.remove(links, record);
+        }
+        packed
+    }
+
+    /// Makes a slot of the cache a page.
+    pub fn open_page(&mut self, slot: u32) {
+        let place = self.list.len() as u32;
+        self.pages[slot as usize] = Page { free: u64::MAX, place, ..Page::default() };
+        self.filling = self.list.len();
+        self.list.push(slot);
+    }
+
+    /// Gives up what a page has, which is a slot of the cache again.
+    pub fn close_page(&mut self, links: &Links, slot: u32) {
+        self.drop_of(links, slot, u64::MAX);
+        let place = self.pages[slot as usize].place as usize;
+        self.list.swap_remove(place);
+        if let Some(&moved) = self.list.get(place) {
+            self.pages[moved as usize].place = place as u32;
+        }
+    }
+
+    /// True if a page is worth less than the node that could be in its slot: none of its records
+    /// has been used for as many looks as there are, where a node gets one.
+    pub fn is_cold(&mut self, slot: u32) -> bool {
+        let page = &mut self.pages[slot as usize];
+        let used = std::mem::take(&mut page.marks) != 0;
+        page.rounds = if used { 0 } else { page.rounds + 1 };
+        page.rounds > page.heads.count_ones()
+    }
+
+    /// Puts a record into a page that has room. False: none was found.
+    pub fn place(&mut self, links: &mut Links, packed: &Packed) -> bool {
+        if let Some(at) = self.probe(links, packed.info().key) {
+            if planted(Canary::CompactKept) {
+                return true;
+            }
+            let old = self.table[at];
+            let era = runs::info(words_of(links, old)).era;
+            assert_ne!(era, packed.info().era, "a leaf has two compact copies");
+            self.remove(links, old);
+        }
+        if self.records == self.records_max {
+            return false;
+        }
+        for _ in 0..TRIES.min(self.list.len()) {
+            if self.filling >= self.list.len() {
+                self.filling = 0;
+            }
+            if self.put(links, packed) {
+                return true;
+            }
+            self.filling += 1;
+        }
+        false
+    }
+
+    /// Gives up records that have not been used, until one of so many units may find room.
+    pub fn make_room(&mut self, links: &Links, packed: &Packed) {
+        let units = packed.words().len() / UNIT_WORDS;
+        for _ in 0..TRIES.min(self.list.len()) {
+            if self.filling >= self.list.len() {
+                self.filling = 0;
+            }
+            let slot = self.list[self.filling];
+            let cold = !std::mem::take(&mut self.pages[slot as usize].marks);
+            self.drop_of(links, slot, cold);
+            let room = room(self.pages[slot as usize].free, units).is_some();
+            if room && self.records < self.records_max {
+                return;
+            }
+            self.filling += 1;
+        }
+    }
+
+    /// Into the page that is being filled.
+    fn put(&mut self, links: &mut Links, packed: &Packed) -> bool {
+        let slot = self.list[self.filling];
+        let (words, page) = (packed.words(), &mut self.pages[slot as usize]);
+        let units = words.len() / UNIT_WORDS;
+        let Some(unit) = room(page.free, units) else { return false };
+        page.free &= !(span(units) << unit);
+        page.heads |= 1 << unit;
+        let at = unit * UNIT_WORDS;
+        links[slot as usize][at..at + words.len()].copy_from_slice(words);
+        self.records += 1;
+        let mut at = self.home(words[0]);
+        while self.table[at] != NONE {
+            at = (at + 1) & self.mask;
+        }
+        self.table[at] = slot * UNITS as u32 + unit as u32;
+        true
+    }
+
+    /// Removes those records of a page that `which` has.
+    fn drop_of(&mut self, links: &Links, slot: u32, which: u64) {
+        let mut left = self.pages[slot as usize].heads & which;
+        while left != 0 {
+            let unit = left.trailing_zeros();
+            left &= left - 1;
+            self.remove(links, slot * UNITS as u32 + unit);
+            self.evictions += 1;
+        }
+    }
+
+    fn remove(&mut self, links: &Links, record: u32) {
+        let words = words_of(links, record);
+        let (slot, unit) = (record as usize / UNITS, record as usize % UNITS);
+        let page = &mut self.pages[slot];
+        assert!(page.heads >> unit & 1 == 1, "a compact copy was removed twice");
+        page.heads &= !(1 << unit);
+        page.marks &= !(1 << unit);
+        page.free |= span(runs::units(words)) << unit;
+        self.records -= 1;
+        let mut at = self.home(words[0]);
+        while self.table[at] != record {
+            assert_ne!(self.table[at], NONE, "a compact copy is not in the table");
+            at = (at + 1) & self.mask;
+        }
+        // Close the gap, so that probes never need tombstones.
+        let mut next = (at + 1) & self.mask;
+        while self.table[next] != NONE {
+            let home = self.home(words_of(links, self.table[next])[0]);
+            if next.wrapping_sub(home) & self.mask >= next.wrapping_sub(at) & self.mask {
+                self.table[at] = self.table[next];
+                at = next;
+            }
+            next = (next + 1) & self.mask;
+        }
+        self.table[at] = NONE;
+    }
+
+    /// Forgets the copies of a tree that is gone.
+    pub fn purge(&mut self, links: &Links, tree: u32) {
+        if planted(Canary::CompactPurgeForgotten) {
+            return;
+        }
+        assert!(tree < VIEW_TREES, "only disks' trees are purged");
+        let at = tree as usize;
+        if at >= self.eras.len() {
+            self.eras.resize(at + 1, 0);
+        }
+        self.eras[at] = self.eras[at].wrapping_add(1);
+        if self.eras[at] == 0 {
+            self.sweep(links, tree);
+        }
+    }
+
+    /// Eras of that tree's number begin anew: those left of older ones go.
+    fn sweep(&mut self, links: &Links, tree: u32) {
+        for at in 0..self.list.len() {
+            let slot = self.list[at];
+            let heads = self.pages[slot as usize].heads;
+            let of_tree = |unit: &u32| {
+                let record = slot * UNITS as u32 + unit;
+                Key(words_of(links, record)[0]).tree() == tree
+            };
+            let found = (0..UNITS as u32).filter(|unit| heads >> unit & 1 == 1).filter(of_tree);
+            let which = found.fold(0, |which, unit| which | 1 << unit);
+            self.drop_of(links, slot, which);
+        }
+    }
+
+    /// Proves that the table, the pages and the records agree. Returns the number of pages.
+    #[cfg(test)]
+    pub fn check(&self, links: &Links) -> usize {
+        let mut records = 0;
+        for (place, &slot) in self.list.iter().enumerate() {
+            let page = self.pages[slot as usize];
+            assert_eq!(page.place as usize, place);
+            let (mut used, mut left) = (0, page.heads);
+            while left != 0 {
+                let unit = left.trailing_zeros();
+                left &= left - 1;
+                let record = slot * UNITS as u32 + unit;
+                let words = words_of(links, record);
+                let span = span(runs::units(words)) << unit;
+                assert_eq!(used & span, 0, "two records overlap");
+                used |= span;
+                records += 1;
+                let at = self.probe(links, Key(words[0])).expect("it is in the table");
+                assert_eq!(self.table[at], record, "a key has two records");
+            }
+            assert_eq!((used, page.marks & !page.heads), (!page.free, 0));
+        }
+        assert_eq!(records, self.records);
+        assert_eq!(self.table.iter().filter(|record| **record != NONE).count(), records);
+        self.list.len()
+    }
+}
+
+/// The words of a record, and what comes behind it in its page.
+#[inline]
+fn words_of(links: &Links, record: u32) -> &[u64] {
+    &links[record as usize / UNITS][record as usize % UNITS * UNIT_WORDS..]
+}
+
+fn span(units: usize) -> u64 {
+    (1 << units) - 1
+}
+
+/// The first of so many free units in a row.
+fn room(free: u64, units: usize) -> Option<usize> {
+    let all = (1..units).fold(free, |all, n| all & free >> n);
+    (all != 0).then(|| all.trailing_zeros() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_the_first_row_of_free_units() {
+        for free in [0, 1, 1 << 63, 0b1011_0111, 0b11 << 62, u64::MAX, 0x00ff_0f00_0000_0003] {
+            for units in 1..=5usize {
+                let fits = |at: &usize| (0..units).all(|unit| free >> (at + unit) & 1 == 1);
+                let slow = (0..=UNITS - units).find(fits);
+                assert_eq!(room(free, units), slow, "{free:#x} {units}");
+            }
+        }
+    }
+}
