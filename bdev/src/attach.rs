@@ -60,7 +60,7 @@ impl Engine {
     }
 
     pub(crate) fn detach(&mut self, handle: Handle) -> Outcome {
-        let Some(target) = self.attached(handle) else {
+        let Some(target) = self.attached(handle).copied() else {
             return Err(error(ErrorKind::NotFound, "that attachment has ended already"));
         };
         let used = |op: &crate::slots::Op| op.stage != Stage::Free && op.tree == target.tree;

@@ -10,7 +10,7 @@ use crate::engine::{Engine, EngineState};
 use crate::error::{Error, ErrorKind};
 use crate::format::disk_record::REAP_NONE;
 use crate::format::journal::Record;
-use crate::limits::{DISK_BYTES_MAX, DISK_BYTES_MIN, RUNS_MAX};
+use crate::limits::{DISK_BYTES_MAX, DISK_BYTES_MIN};
 use crate::slots::{Kind, Stage};
 use crate::space::Grant;
 use crate::status::Status;
@@ -242,13 +242,12 @@ impl Engine {
         let at = self.pending_snapshot(self.slots[index].cookie);
         self.pending_snapshots[at].admitted = true;
         let p = &self.pending_snapshots[at];
-        let mut records = [None; RUNS_MAX];
         // Its number is settled when it takes effect; the journal's order is the order of numbers,
         // and replay counts again.
         let (disk, uuid, time, label) = (p.disk, p.uuid, p.time, p.label);
-        records[0] = Some(Record::Snapshot { disk, snap: 0, uuid, time, label });
+        let record = Record::Snapshot { disk, snap: 0, uuid, time, label };
         self.slots[index].stage = Stage::Journal;
-        self.journal_append(index, &records);
+        self.journal_append(index, 1, |_| record);
     }
 
     /// The record is written: this is the instant the snapshot holds.

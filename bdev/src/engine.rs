@@ -92,6 +92,14 @@ pub(crate) struct Attached {
     pub size: u64,
 }
 
+/// What a request that was checked is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Live {
+    /// See [`Attached`].
+    pub tree: u32,
+    pub disk: u32,
+}
+
 /// What a tag's completion is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -191,7 +199,7 @@ impl Engine {
     pub fn open(config: Config, base: BaseTraits, label: &StoreLabel, shard: u32) -> Engine {
         let guests = config.slots.clamp(1, 65_536);
         let slots = guests + SLOTS_INTERNAL;
-        let nodes = config.cache_bytes.max(CACHE_BYTES_MIN) / BLOCK_SIZE;
+        let nodes = NodeCache::slots_in(config.cache_bytes.max(CACHE_BYTES_MIN));
         // Journal blocks in RAM, partial writes (one page each, bounded), node reads, page writes.
         let journal_pages = JOURNAL_WINDOW + slots / 15 + 4;
         let page_reserve = journal_pages + SYSTEM_WRITES;
@@ -300,16 +308,16 @@ impl Engine {
     }
 
     #[inline]
-    pub(crate) fn check(&self, request: &Request, segs: &[Seg]) -> Result<Attached, Status> {
+    pub(crate) fn check(&self, request: &Request, segs: &[Seg]) -> Result<Live, Status> {
         let target = self.attached(request.handle).ok_or(Status::Detached)?;
+        let live = Live { tree: target.tree, disk: target.disk };
         if segs.len() > SEGS_MAX {
             return Err(Status::Invalid);
         }
         if request.op == Verb::Flush {
-            return Ok(target);
+            return Ok(live);
         }
-        let sector = SECTOR_SIZE as u64;
-        let aligned = request.offset.is_multiple_of(sector) && request.len.is_multiple_of(sector);
+        let aligned = (request.offset | request.len).is_multiple_of(SECTOR_SIZE as u64);
         let carries = matches!(request.op, Verb::Read | Verb::Write);
         // Places in a request's memory have 32 bits.
         let long = carries && request.len > u64::from(u32::MAX);
@@ -317,27 +325,32 @@ impl Engine {
             return Err(Status::Invalid);
         }
         let end = request.offset.checked_add(request.len).ok_or(Status::OutOfRange)?;
-        if end > self.target_size(&target) {
+        if end > self.target_size(target) {
             return Err(Status::OutOfRange);
         }
-        let bytes = segs.iter().try_fold(0u64, |sum, seg| sum.checked_add(seg.len as u64));
+        let bytes = match segs {
+            [one] => Some(one.len as u64),
+            _ => segs.iter().try_fold(0u64, |sum, seg| sum.checked_add(seg.len as u64)),
+        };
         if carries && bytes != Some(request.len) {
             return Err(Status::Invalid);
         }
         if request.op != Verb::Read && target.snap != 0 {
             return Err(Status::ReadOnly);
         }
-        Ok(target)
+        Ok(live)
     }
 
-    pub(crate) fn attached(&self, handle: Handle) -> Option<Attached> {
+    #[inline]
+    pub(crate) fn attached(&self, handle: Handle) -> Option<&Attached> {
         let entry = self.attachments.get((handle.0 & 0xffff) as usize)?;
         if u32::from(entry.generation) != handle.0 >> 16 {
             return None;
         }
-        entry.target
+        entry.target.as_ref()
     }
 
+    #[inline]
     fn target_size(&self, target: &Attached) -> u64 {
         if target.snap != 0 {
             return target.size;
@@ -346,28 +359,35 @@ impl Engine {
     }
 
     /// Counts a request that has ended well.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count_done(&mut self, kind: Kind, tree: u32, disk: u32, len: u64) {
-        let mut idle = Traffic::default();
-        let found = self.disks.get_mut(disk as usize).and_then(|d| d.as_mut());
-        let traffic = found.filter(|_| tree < VIEW_TREES).map_or(&mut idle, |d| &mut d.traffic);
+        let traffic = match self.disks.get_mut(disk as usize) {
+            Some(Some(disk)) if tree < VIEW_TREES => Some(&mut disk.traffic),
+            _ => None,
+        };
         match kind {
             Kind::Read => {
                 self.stats.reads += 1;
                 self.stats.read_bytes += len;
-                traffic.reads += 1;
-                traffic.read_bytes += len;
+                if let Some(traffic) = traffic {
+                    traffic.reads += 1;
+                    traffic.read_bytes += len;
+                }
             }
             Kind::Write => {
                 self.stats.writes += 1;
                 self.stats.write_bytes += len;
-                traffic.writes += 1;
-                traffic.write_bytes += len;
+                if let Some(traffic) = traffic {
+                    traffic.writes += 1;
+                    traffic.write_bytes += len;
+                }
             }
             Kind::Discard | Kind::WriteZeroes => {
                 self.stats.discards += 1;
-                traffic.discards += 1;
-                traffic.discard_bytes += len;
+                if let Some(traffic) = traffic {
+                    traffic.discards += 1;
+                    traffic.discard_bytes += len;
+                }
             }
             Kind::Flush => self.stats.flushes += 1,
             Kind::Trim | Kind::Snapshot => {}
@@ -541,13 +561,23 @@ impl Engine {
 
     /// Counters.
     pub fn stats(&self) -> Stats {
-        Stats { cache_evictions: self.cache.evictions, ..self.stats }
+        Stats {
+            cache_evictions: self.cache.evictions(),
+            cache_compactions: self.cache.compactions,
+            ..self.stats
+        }
+    }
+
+    /// Evicts up to `most` idle nodes, as if others needed their place: for tests, which need not
+    /// fill the cache for it.
+    pub fn evict_nodes(&mut self, most: usize) {
+        (0..most).take_while(|_| self.cache.squeeze()).for_each(drop);
     }
 
     /// Size in bytes of an attached disk or snapshot, and whether it is read-only.
     pub fn handle_info(&self, handle: Handle) -> Option<(u64, bool)> {
         let target = self.attached(handle)?;
-        Some((self.target_size(&target), target.snap != 0))
+        Some((self.target_size(target), target.snap != 0))
     }
 
     pub(crate) fn event(&mut self, severe: bool, text: String) {

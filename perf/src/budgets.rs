@@ -66,8 +66,12 @@ enum Step {
     Read,
     /// The same, 32 in flight
     ReadDeep,
+    /// The same of a disk with 100 snapshots and writes between them
+    ReadDepth,
     /// A 4 KiB read whose leaf is not in the cache: read, checked, adopted, another one evicted
     ReadMiss,
+    /// A 4 KiB read whose leaf has only a compact copy in the cache
+    ReadCompact,
     /// A 4 KiB write in place
     Overwrite,
     /// The same, 32 in flight
@@ -205,8 +209,8 @@ fn total(out: &Path) -> Result<u64> {
 
 /// What is counted.
 fn carry_out(step: Step, count: u64) -> Result<()> {
-    if step == Step::ReadMiss {
-        return read_misses(count);
+    if matches!(step, Step::ReadMiss | Step::ReadCompact) {
+        return read_evicted(step, count);
     }
     let mut rig = Rig::new(96 << 20)?;
     rig.leave_data();
@@ -225,7 +229,17 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
     match step {
         Step::Read => run(&mut rig, Verb::Read, count, 1, block),
         Step::ReadDeep => run(&mut rig, Verb::Read, count, 32, block),
-        Step::ReadMiss => unreachable!("carried out on a store of its own"),
+        Step::ReadDepth => {
+            for _ in 0..100 {
+                rig.snapshot()?;
+                run(&mut rig, Verb::Write, 32, 32, &mut block)?;
+            }
+            rig.settle()?;
+            run(&mut rig, Verb::Read, count, 32, block)
+        }
+        Step::ReadMiss | Step::ReadCompact => {
+            unreachable!("carried out on a store of its own")
+        }
         Step::Overwrite => run(&mut rig, Verb::Write, count, 1, block),
         Step::OverwriteDeep => run(&mut rig, Verb::Write, count, 32, block),
         Step::Redirect => {
@@ -260,20 +274,26 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
     }
 }
 
-/// `count` reads, one at a time, of twice as many leaves as the smallest cache has room for, in
-/// turn: none is there when its turn comes.
-fn read_misses(count: u64) -> Result<()> {
+/// `count` reads, one at a time, of many more leaves than the smallest cache has room for, in turn:
+/// none is there when its turn comes, or most only as compact copies, which leaves of few runs
+/// have.
+fn read_evicted(step: Step, count: u64) -> Result<()> {
+    let (blocks, times) = if step == Step::ReadMiss { (40, 2) } else { (1, 8) };
     let config = Config { cache_bytes: 0, ..Config::default() };
-    let mut rig = Rig::on(Memory::sparse(2 << 30)?, config)?;
+    let mut rig = Rig::on(Memory::sparse(8 << 30)?, config)?;
     rig.leave_data();
     rig.fix_clock();
     let leaf_bytes = 2 << 20;
-    let leaves = 2 * CACHE_BYTES_MIN as u64 / 4096;
+    let leaves = times * CACHE_BYTES_MIN as u64 / 4096;
     rig.create(leaves * leaf_bytes)?;
     let mut leaf = (0..leaves).cycle();
     let mut offset = || leaf.next().expect("a cycle has no end") * leaf_bytes;
-    run(&mut rig, Verb::Write, leaves, 1, &mut offset)?;
+    let mut block = (0..leaves).flat_map(|leaf| (0..blocks).map(move |b| (leaf, 2 * b * 4096)));
+    let mut each = || block.next().map_or(0, |(leaf, inner)| leaf * leaf_bytes + inner);
+    run(&mut rig, Verb::Write, leaves * blocks, 1, &mut each)?;
     rig.settle()?;
+    // Each is read once, and evicted.
+    run(&mut rig, Verb::Read, leaves, 1, &mut offset)?;
     run(&mut rig, Verb::Read, count, 1, offset)
 }
 

@@ -6,7 +6,9 @@
 use std::fs::File;
 use std::io;
 use std::ptr::{NonNull, null_mut};
+use std::sync::Mutex;
 
+use lamina_target::base::RamDevice;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
@@ -99,22 +101,11 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(at), len) }
     }
 
-    /// Copies `len` bytes from `at` on to the address `to` of other memory of this process.
-    /// Panics if they are not inside.
-    pub fn read_into(&self, at: usize, to: usize, len: usize) {
-        let from = std::ptr::with_exposed_provenance::<u8>(self.addr(at, len));
-        let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
-        // SAFETY: `from` is inside this mapping; `to` is a buffer of `Memory::addr` or a page of
-        // the engine, both of at least `len` bytes and outside this mapping.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
-    }
-
-    /// The reverse of [`Memory::read_into`]. Panics if the bytes are not inside.
-    pub fn write_from(&mut self, at: usize, from: usize, len: usize) {
-        let to = std::ptr::with_exposed_provenance_mut::<u8>(self.addr(at, len));
-        let from = std::ptr::with_exposed_provenance::<u8>(from);
-        // SAFETY: as in `read_into`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    /// The same memory as a target's base device, which has it from now on.
+    pub fn into_device(self) -> RamDevice {
+        let (start, size) = (self.base, self.len as u64);
+        // SAFETY: mapped for as long as the keeper lives, which nobody else can ask for it.
+        unsafe { RamDevice::lent(start, size, Box::new(Mutex::new(self))) }
     }
 }
 
@@ -132,13 +123,15 @@ mod tests {
     #[test]
     fn bytes_go_there_and_back() {
         let mut base = Memory::private(1 << 20).unwrap();
-        let mut buffer = Memory::shared(8192).unwrap();
-        buffer.piece(4096, 4096).fill(7);
-        base.write_from(12288, buffer.addr(4096, 4096), 4096);
-        base.read_into(12288, buffer.addr(0, 4096), 4096);
-        assert_eq!(buffer.piece(0, 4096), [7; 4096]);
-        assert_eq!(buffer.file().unwrap().metadata().unwrap().len(), 8192);
+        base.piece(12288, 4096).fill(7);
         assert!(base.file().is_none());
+        let device = base.into_device();
+        let mut out = [0; 4096];
+        device.read_at(&mut out, 12288);
+        assert_eq!((out, device.size()), ([7; 4096], 1 << 20));
+        let mut buffer = Memory::shared(8192).unwrap();
+        assert_eq!(buffer.piece(0, 8192), [0; 8192]);
+        assert_eq!(buffer.file().unwrap().metadata().unwrap().len(), 8192);
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl Engine {
             let why = "a snapshot was detached before its changed blocks were listed";
             return Err(Error::new(ErrorKind::NotFound, why));
         };
-        let Attached { disk, snap, root, size, .. } = target;
+        let Attached { disk, snap, root, size, .. } = *target;
         if snap == 0 {
             let why = "changed blocks are listed of snapshots: take one of the disk first";
             return Err(Error::new(ErrorKind::Invalid, why));

@@ -1,22 +1,25 @@
-//! Requests that are over before anything else can happen: no slot, no stage, no outbox.
+//! Requests whose bytes the host moves before anything else can happen: no outbox, and for reads
+//! and overwrites no slot and no stages either.
 //!
 //! ```text
-//!  at_once ─► check ─► leaf in the cache ─► one run, nothing in the way ─► where it lies ─► host
-//!  moves
+//!  at_once ─► check ─► leaf in the cache ─► one run, nothing in the way ─► host moves ─► over
+//!                │          │                 one fresh block ─► record ─► host moves
+//!                │          │                                      └─► written ─► applied, `Done`
 //!                └──────────┴── anything else: `No`, and `submit` takes it through all stages
 //! ```
 //!
 //! For a base that answers on the spot. What decides is what decides for `submit`, in the same
-//! functions: [`Engine::check`], `leaf_at_hand`, `run_of`, `held_up`, `can_overwrite`; this file
-//! only puts them in a line. So a request that goes this way does what it would do by the other if
-//! its base operation completed before the next call.
+//! functions: [`Engine::check`], `leaf_at_hand`, `run_of`, `held_up`, `can_overwrite`,
+//! `admit_redirect`; this file only puts them in a line. So a request that goes this way does what
+//! it would do by the other if its base operation completed before the next call.
 
-use crate::engine::{Attached, Engine};
+use crate::disk::write::Admit;
+use crate::engine::{Engine, Live};
 use crate::format::node;
 use crate::limits::{LEVEL_BITS, LINKS};
 use crate::page::zero_out;
 use crate::request::{Op, Request, Seg};
-use crate::slots::Kind;
+use crate::slots::{Kind, NONE};
 use crate::types::BLOCK_SIZE;
 
 /// What [`Engine::at_once`] says.
@@ -31,6 +34,12 @@ pub enum AtOnce {
         /// Byte offset inside the shard's region.
         offset: u64,
     },
+    /// A write to a fresh block: the host moves its bytes as for `Move`, and [`crate::Done`] comes
+    /// once its record is written.
+    Kept {
+        /// Byte offset inside the shard's region.
+        offset: u64,
+    },
 }
 
 /// The blocks of a request that lies within one leaf.
@@ -42,8 +51,8 @@ struct Blocks {
 }
 
 impl Engine {
-    /// Carries a read or write out without keeping it, if that is all there is to it. Unless the
-    /// answer is [`AtOnce::No`], the request is done with `Ok`: there will be no
+    /// Carries a read or write out on the spot, if that is all there is to it. If the answer is
+    /// [`AtOnce::Zeroed`] or [`AtOnce::Move`], the request is done with `Ok`: there will be no
     /// [`crate::Done`] for it.
     ///
     /// Contract. For a host that moves the bytes itself, on the base's promise of
@@ -55,11 +64,16 @@ impl Engine {
         if !self.traits.atomic_rw || self.done.len() >= self.done_max {
             return AtOnce::No;
         }
+        let reads = match request.op {
+            Op::Read => true,
+            Op::Write => false,
+            Op::Flush | Op::Discard | Op::WriteZeroes => return AtOnce::No,
+        };
         let Ok(target) = self.check(request, segs) else { return AtOnce::No };
-        let answer = match request.op {
-            Op::Read => self.read_at_once(request, segs, &target),
-            Op::Write => self.write_at_once(request, &target),
-            Op::Flush | Op::Discard | Op::WriteZeroes => AtOnce::No,
+        let answer = if reads {
+            self.read_at_once(request, segs, target)
+        } else {
+            self.write_at_once(request, target)
         };
         if answer != AtOnce::No {
             self.checkpoint.requests += 1;
@@ -67,16 +81,26 @@ impl Engine {
         answer
     }
 
-    fn read_at_once(&mut self, request: &Request, segs: &[Seg], target: &Attached) -> AtOnce {
+    #[inline(always)]
+    fn read_at_once(&mut self, request: &Request, segs: &[Seg], target: Live) -> AtOnce {
         let Some(Blocks { leaf, first, .. }) = blocks_of(request) else { return AtOnce::No };
-        let Some(slot) = self.leaf_at_hand(target.tree, leaf) else { return AtOnce::No };
-        let links = &self.cache.links[slot as usize][usize::from(first)..];
         let (inner, bytes) = (request.offset as usize % BLOCK_SIZE, request.len as usize);
-        let (start, len) = run_of(links, inner, bytes);
-        if len < bytes || start == node::LOST {
-            return AtOnce::No;
-        }
-        self.cache.meta[slot as usize].referenced = true;
+        let start = match self.leaf_at_hand(target.tree, leaf) {
+            Some(slot) => {
+                let links = &self.cache.links[slot as usize][usize::from(first)..];
+                let (start, len) = run_of(links, inner, bytes);
+                if len < bytes || start == node::LOST {
+                    return AtOnce::No;
+                }
+                self.cache.refer(slot);
+                start
+            }
+            None => {
+                let run = self.compact_run(target.tree, leaf, first, inner + bytes);
+                let Some(start) = run else { return AtOnce::No };
+                start
+            }
+        };
         self.count_done(Kind::Read, target.tree, target.disk, request.len);
         if start == 0 {
             zero_out(segs, 0, bytes);
@@ -86,27 +110,70 @@ impl Engine {
         AtOnce::Move { offset: start * BLOCK_SIZE as u64 + inner as u64 }
     }
 
-    fn write_at_once(&mut self, request: &Request, target: &Attached) -> AtOnce {
+    fn write_at_once(&mut self, request: &Request, target: Live) -> AtOnce {
         let whole = (request.offset | request.len).is_multiple_of(BLOCK_SIZE as u64);
         let waits = self.failed.is_some() || request.fua || !whole;
         let Some(Blocks { leaf, first, count }) = blocks_of(request).filter(|_| !waits) else {
             return AtOnce::No;
         };
         let Some(slot) = self.leaf_at_hand(target.tree, leaf) else { return AtOnce::No };
-        if !self.can_overwrite(slot, target.disk, first, count) || self.held_up(slot, first, count)
-        {
+        if self.held_up(slot, first, count) {
             return AtOnce::No;
+        }
+        if !self.can_overwrite(slot, target.disk, first, count) {
+            return self.redirect_at_once(request, target, Blocks { leaf, first, count }, slot);
         }
         let links = &self.cache.links[slot as usize][usize::from(first)..];
         let (start, len) = run_of(links, 0, request.len as usize);
         if len < request.len as usize {
             return AtOnce::No;
         }
-        self.cache.meta[slot as usize].referenced = true;
+        self.cache.refer(slot);
         self.count_done(Kind::Write, target.tree, target.disk, request.len);
         self.stats.writes_in_place += 1;
         self.stats.base_writes += 1;
         AtOnce::Move { offset: start * BLOCK_SIZE as u64 }
+    }
+
+    /// A write of one block to a fresh one. What it needs it takes as `submit` would, and its
+    /// record joins the batch before the data is there: the host moves that before it takes the
+    /// batch from the outbox.
+    fn redirect_at_once(
+        &mut self,
+        request: &Request,
+        target: Live,
+        blocks: Blocks,
+        slot: u32,
+    ) -> AtOnce {
+        // Several blocks may have to go in pieces; and a record on a volatile base has a checksum.
+        let simple = blocks.count == 1 && !self.traits.volatile_cache;
+        if !simple || !self.cache.pin(slot, self.cache_reserve()) {
+            return AtOnce::No;
+        }
+        let Some(index) = self.slots.take(true) else {
+            self.cache.unpin(slot);
+            return AtOnce::No;
+        };
+        let op = &mut self.slots[index];
+        (op.kind, op.cookie) = (Kind::Write, request.cookie);
+        (op.tree, op.disk) = (target.tree, target.disk);
+        (op.offset, op.len) = (request.offset, request.len);
+        (op.leaf, op.leaf_index, op.first) = (slot, blocks.leaf, blocks.first);
+        (op.count, op.part_bytes) = (1, BLOCK_SIZE as u32);
+        if !matches!(self.admit_redirect(index), Admit::Go) {
+            self.slots[index].leaf = NONE;
+            self.cache.unpin(slot);
+            self.slots.give(index);
+            return AtOnce::No;
+        }
+        let op = &mut self.slots[index];
+        op.locked = true;
+        let offset = op.runs[0].pba * BLOCK_SIZE as u64;
+        self.cache.set_busy(slot, blocks.first, 1);
+        self.stats.writes_redirected += 1;
+        self.stats.base_writes += 1;
+        self.log_write(index);
+        AtOnce::Kept { offset }
     }
 }
 
@@ -128,6 +195,9 @@ fn blocks_of(request: &Request) -> Option<Blocks> {
 pub(crate) fn run_of(links: &[u64], skip: usize, left: usize) -> (u64, usize) {
     let start = links[0] & node::ADDRESS;
     let mut len = BLOCK_SIZE - skip;
+    if len >= left {
+        return (start, left);
+    }
     for (link, run) in links[1..].iter().zip(1..) {
         let expected = if start == 0 { 0 } else { start + run };
         if len >= left || link & node::ADDRESS != expected {

@@ -5,7 +5,7 @@ use crate::canary::{Canary, planted};
 use crate::engine::Engine;
 use crate::format::journal::Record;
 use crate::format::node;
-use crate::limits::{LEVEL_BITS, LINKS, NODES_A_LEAF, RUNS_MAX};
+use crate::limits::{LEVEL_BITS, LINKS, NODES_A_LEAF};
 use crate::slots::{Kind, NONE, Stage};
 use crate::status::Status;
 use crate::types::BLOCK_SIZE;
@@ -143,9 +143,8 @@ impl Engine {
         let op = &mut self.slots[index];
         let vba = op.leaf_index * LINKS as u64 + u64::from(first);
         op.stage = Stage::Journal;
-        let mut records = [None; RUNS_MAX];
-        records[0] = Some(Record::Discard { disk: op.disk, vba, len: count });
-        self.journal_append(index, &records);
+        let record = Record::Discard { disk: op.disk, vba, len: count };
+        self.journal_append(index, 1, |_| record);
         false
     }
 

@@ -6,6 +6,7 @@ use crate::disk::at_once::run_of;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
 use crate::format::node;
 use crate::limits::{LEVEL_BITS, LINKS, READ_WINDOW};
+use crate::map::node_cache::Key;
 use crate::map::radix::Found;
 use crate::page::{pieces, zero_out};
 use crate::request::Seg;
@@ -55,6 +56,12 @@ impl Engine {
         op.count = (u64::from(op.inner) + u64::from(op.part_bytes)).div_ceil(4096) as u16;
         op.issued = 0;
         let (tree, leaf) = (op.tree, op.leaf_index);
+        let (first, bytes) = (op.first, usize::from(op.inner) + op.part_bytes as usize);
+        if self.cache.find(Key::new(tree, 0, leaf)).is_none()
+            && let Some(start) = self.compact_run(tree, leaf, first, bytes)
+        {
+            return self.read_compact(index, start);
+        }
         match self.find_leaf(tree, leaf) {
             Found::Hit(slot) => {
                 if !self.cache.pin(slot, self.cache_reserve()) {
@@ -92,6 +99,24 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// The part is one run of a leaf that has a compact copy, hence one that no write holds. False:
+    /// the operation is over.
+    fn read_compact(&mut self, index: u32, start: u64) -> bool {
+        let op = &self.slots[index];
+        let (at, len, skip) = (op.done as usize, op.part_bytes as usize, u64::from(op.inner));
+        if start == 0 {
+            zero_out(self.slots.segs(index), at, len);
+            return self.read_advance(index);
+        }
+        self.enter_lane(index);
+        self.issue_data(index, BaseOp::Read, start * BLOCK_SIZE as u64 + skip, at, len);
+        let op = &mut self.slots[index];
+        op.issued = op.part_bytes;
+        op.outstanding += 1;
+        op.stage = Stage::Reading;
+        true
     }
 
     /// Where reads can see half of a write in flight, they queue behind it.
@@ -194,7 +219,9 @@ impl Engine {
     fn read_part_done(&mut self, index: u32) -> bool {
         self.leave_lane(index);
         let slot = std::mem::replace(&mut self.slots[index].leaf, NONE);
-        self.cache.unpin(slot);
+        if slot != NONE {
+            self.cache.unpin(slot);
+        }
         self.unpark |= !self.parked.is_empty();
         if self.slots[index].status != Status::Ok {
             let status = self.slots[index].status;

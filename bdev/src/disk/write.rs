@@ -241,14 +241,13 @@ impl Engine {
         }
         let links = &self.cache.links[slot as usize];
         let links = &links[usize::from(first)..usize::from(first + count)];
-        let (now, before) = self.unsealed_tags();
+        let checked = self.traits.volatile_cache && !planted(Canary::UnsealedOverwritten);
+        let tags = checked.then(|| self.unsealed_tags());
         let own = links.iter().all(|&link| {
             let tag = link >> TAG_SHIFT << TAG_SHIFT;
             link & node::ADDRESS != 0
                 && link & node::READ_ONLY == 0
-                && (!self.traits.volatile_cache
-                    || (tag != now && tag != before)
-                    || planted(Canary::UnsealedOverwritten))
+                && tags.is_none_or(|(now, before)| tag != now && tag != before)
         });
         let vba = meta.key.index() * LINKS as u64 + u64::from(first);
         own && !self.being_read(id, vba, u64::from(count))
@@ -292,7 +291,7 @@ impl Engine {
         Admit::Go
     }
 
-    fn admit_redirect(&mut self, index: u32) -> Admit {
+    pub(crate) fn admit_redirect(&mut self, index: u32) -> Admit {
         let room = self.journal_has_room() && self.checkpoint_has_room();
         if !room || !self.cache.promise(self.cache_reserve()) {
             if self.starved.waits() {
@@ -477,18 +476,22 @@ impl Engine {
             self.undo_redirect(index);
             return self.part_done(index, failed);
         }
-        let op = &self.slots[index];
-        let disk = op.disk;
-        let mut vba = op.leaf_index * LINKS as u64 + u64::from(op.first);
-        let mut records = [None; RUNS_MAX];
-        for (record, run) in records.iter_mut().zip(&op.runs[..op.run_count as usize]) {
-            let (pba, len, crc) = (run.pba, run.blocks, run.crc);
-            *record = Some(Record::Write { disk, vba, pba, len, crc });
-            vba += u64::from(len);
-        }
-        self.slots[index].stage = Stage::Journal;
-        self.journal_append(index, &records);
+        self.log_write(index);
         false
+    }
+
+    /// Puts the part's new blocks into the journal.
+    pub(crate) fn log_write(&mut self, index: u32) {
+        let op = &mut self.slots[index];
+        op.stage = Stage::Journal;
+        let (disk, runs, count) = (op.disk, op.runs, usize::from(op.run_count));
+        let mut vba = op.leaf_index * LINKS as u64 + u64::from(op.first);
+        self.journal_append(index, count, |at| {
+            let Run { pba, blocks: len, crc } = runs[at];
+            let record = Record::Write { disk, vba, pba, len, crc };
+            vba += u64::from(len);
+            record
+        });
     }
 
     /// A redirect that came to nothing gives everything back.

@@ -1,13 +1,18 @@
-//! An engine, RAM for a base, and a loop as a reactor has it.
+//! An engine, RAM for a base, and a loop as a reactor has it: requests, and the copies of the RAM
+//! alone, go through the reactor's own pipeline.
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{
-    AtOnce, BaseIo, BaseOp, BaseTraits, Command, Config, DiskId, Engine, EngineState, FormatParams,
-    Handle, LABEL_BYTES, Name, Op, Reply, Request, Seg, SnapId, SnapRef, Status, Target, Uuid,
-    format_plan, read_label,
+    BaseIo, BaseOp, Command, Config, DiskId, Engine, EngineState, FormatParams, Handle,
+    LABEL_BYTES, Name, Op, Reply, Request, Seg, SnapId, SnapRef, Status, Target, Uuid, format_plan,
+    read_label,
 };
 
+use lamina_target::base::{Base, NullBase, Operation, RamBase, RamDevice, Region, Submitted};
+use lamina_target::reactor::feed::{Ahead, Feed};
 use lamina_target::vhost::{Submit, Taken};
 
 use crate::clock;
@@ -39,14 +44,12 @@ struct RawRequest {
 /// Engine, base and buffers.
 pub struct Rig {
     engine: Box<Engine>,
-    ram: Memory,
-    /// Where the engine's region begins.
-    region: u64,
+    device: Arc<RamDevice>,
+    /// The engine's.
+    region: Region,
+    base: Base,
+    ahead: Ahead,
     buffers: Memory,
-    /// Addresses of the buffers if their content is not to be moved.
-    unmoved: std::ops::Range<usize>,
-    /// The same for memory that is not a buffer of ours.
-    unmoved_too: std::ops::Range<usize>,
     segs: Vec<Seg>,
     disks: Vec<Option<(DiskId, Handle)>>,
     /// Slots of requests that were done at once.
@@ -78,7 +81,7 @@ impl Rig {
     ///
     /// # Errors
     /// The engine does not open what it formatted.
-    pub fn on(mut ram: Memory, config: Config) -> Result<Rig> {
+    pub fn on(ram: Memory, config: Config) -> Result<Rig> {
         let bytes = ram.len() as u64;
         let params = FormatParams {
             uuid: Uuid([0x4c; 16]),
@@ -88,19 +91,22 @@ impl Rig {
             journal_bytes: 0,
             time: 0,
         };
+        let device = Arc::new(ram.into_device());
         for write in format_plan(&params)? {
-            let at = write.offset as usize;
-            ram.piece(at, write.bytes.len()).copy_from_slice(&write.bytes);
+            device.write_at(&write.bytes, write.offset);
         }
-        let label = read_label(ram.piece(0, LABEL_BYTES), bytes)?;
-        let traits = BaseTraits { volatile_cache: false, atomic_4k: true, atomic_rw: true };
+        let mut first = vec![0; LABEL_BYTES];
+        device.read_at(&mut first, 0);
+        let label = read_label(&first, bytes)?;
+        let region = Region { offset: label.first_region, len: label.region_bytes };
+        let base = RamBase::new(device.clone(), region);
         let mut rig = Rig {
-            engine: Box::new(Engine::open(config, traits, &label, 0)),
-            ram,
-            region: label.first_region,
+            engine: Box::new(Engine::open(config, base.traits(), &label, 0)),
+            device,
+            region,
+            base: Base::Ram(base),
+            ahead: Ahead::default(),
             buffers: Memory::private(DEPTH_MAX * BUFFER_BYTES)?,
-            unmoved: 0..0,
-            unmoved_too: 0..0,
             segs: Vec::with_capacity(SEGS_MAX),
             disks: Vec::new(),
             done: Vec::with_capacity(DEPTH_MAX),
@@ -125,14 +131,8 @@ impl Rig {
     /// From now on the content of requests stays where it is: what remains is the engine's own
     /// time. Metadata is written and read as ever.
     pub fn leave_data(&mut self) {
-        let bytes = self.buffers.len();
-        let begin = self.buffers.addr(0, bytes);
-        self.unmoved = begin..begin + bytes;
-    }
-
-    /// The same for a range of addresses, like a guest's memory.
-    pub fn leave_data_at(&mut self, addresses: std::ops::Range<usize>) {
-        self.unmoved_too = addresses;
+        self.feed().finish();
+        self.base = Base::Null(NullBase::new(self.device.clone(), self.region));
     }
 
     /// The attachment of the chosen disk.
@@ -167,49 +167,23 @@ impl Rig {
         self.ticks = Some(1 << 45);
     }
 
-    /// Gives the engine a request, and the base its bytes if that is all there is to it.
+    /// Engine and base, as requests reach them.
     #[inline]
-    fn give(&mut self, request: &Request, segs: &[Seg]) -> Taken {
-        let offset = match self.engine.at_once(request, segs) {
-            AtOnce::Zeroed => return Taken::Done,
-            AtOnce::Move { offset } => offset,
-            AtOnce::No if self.engine.submit(request, segs) => return Taken::Later,
-            AtOnce::No => return Taken::No,
-        };
-        let op = if request.op == Op::Read { BaseOp::Read } else { BaseOp::Write };
-        self.transfer(op, offset, segs);
-        Taken::Done
-    }
-
-    /// Moves bytes between the base and a request's memory, if they are to be moved.
-    #[inline]
-    fn transfer(&mut self, op: BaseOp, offset: u64, segs: &[Seg]) {
-        let mut at = (self.region + offset) as usize;
-        for seg in segs {
-            match op {
-                _ if self.unmoved.contains(&seg.addr) => {}
-                _ if self.unmoved_too.contains(&seg.addr) => {}
-                BaseOp::Read => self.ram.read_into(at, seg.addr, seg.len),
-                BaseOp::Write => self.ram.write_from(at, seg.addr, seg.len),
-                BaseOp::Flush => {}
-            }
-            at += seg.len;
-        }
+    fn feed(&mut self) -> Feed<'_> {
+        let Rig { engine, base, ahead, segs, .. } = self;
+        Feed { engine, base, ahead, segs }
     }
 
     /// Serves one operation of the engine at once.
-    fn serve(&mut self, io: &BaseIo) {
-        let mut segs = std::mem::take(&mut self.segs);
-        segs.clear();
+    fn serve(&mut self, io: &BaseIo) -> Result<()> {
         if io.op != BaseOp::Flush {
-            if io.first.len == io.len as usize {
-                segs.push(io.first);
-            } else {
-                self.engine.gather(io, &mut segs);
-            }
+            self.engine.gather(io, &mut self.segs);
         }
-        self.transfer(io.op, io.offset, &segs);
-        self.segs = segs;
+        let Submitted::Done(result) = self.base.submit(&Operation::from(io), &self.segs) else {
+            bail!("RAM answers at once");
+        };
+        self.engine.complete(io.tag, result);
+        Ok(())
     }
 
     /// Engine and base, until neither has anything for the other. True if there was anything.
@@ -217,8 +191,7 @@ impl Rig {
         for round in 0..ROUNDS_MAX {
             let mut worked = false;
             while let Some(io) = self.engine.next_io() {
-                self.serve(&io);
-                self.engine.complete(io.tag, Ok(()));
+                self.serve(&io)?;
                 worked = true;
             }
             while let Some(answer) = self.engine.next_done() {
@@ -235,6 +208,7 @@ impl Rig {
 
     /// One turn of the engine. True if there was anything to do.
     fn drive(&mut self, done: &mut Vec<u32>) -> Result<bool> {
+        self.feed().finish();
         let before = done.len();
         done.append(&mut self.done);
         let mut worked = self.drain(done)? || done.len() > before;
@@ -274,6 +248,7 @@ impl Rig {
 
     /// Starts a command; its cookie.
     pub fn begin(&mut self, command: Command) -> u64 {
+        self.feed().finish();
         self.commands += 1;
         self.engine.command(self.commands, command);
         self.commands
@@ -352,7 +327,8 @@ impl Rig {
     fn alone(&mut self, op: Op, offset: u64, len: u64) -> Result<()> {
         let (_, handle) = self.disk()?;
         let request = Request { cookie: 0, handle, op, offset, len, fua: false };
-        ensure!(self.engine.submit(&request, &[]), "the engine has no slot left");
+        let taken = self.feed().submit(&request, &[]);
+        ensure!(taken == Taken::Later, "the engine has no slot left");
         let mut done = Vec::new();
         while done.is_empty() {
             self.drive(&mut done)?;
@@ -381,25 +357,22 @@ impl Rig {
     }
 
     fn raw_turn(&mut self, done: &mut Vec<u32>) {
-        for at in 0..self.raw.len() {
-            let RawRequest { verb, slot, offset, len } = self.raw[at];
-            let (len, base) = (len as usize, (self.region + offset) as usize);
-            let buffer = self.buffers.addr(slot as usize * BUFFER_BYTES, len);
-            match verb {
-                _ if !self.unmoved.is_empty() => {}
-                Verb::Read => self.ram.read_into(base, buffer, len),
-                Verb::Write => self.ram.write_from(base, buffer, len),
+        for RawRequest { verb, slot, offset, len } in self.raw.drain(..) {
+            let len = len as usize;
+            let addr = self.buffers.addr(slot as usize * BUFFER_BYTES, len);
+            if let Some(ram) = self.base.ram() {
+                self.ahead.transfer(ram, verb == Verb::Write, offset, Seg { addr, len });
             }
             done.push(slot);
         }
-        self.raw.clear();
+        self.feed().finish();
     }
 }
 
-/// As a reactor does it, without asking for blocks ahead of their copies.
 impl Submit for Rig {
+    #[inline]
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
-        self.give(request, segs)
+        self.feed().submit(request, segs)
     }
 }
 
@@ -418,7 +391,7 @@ impl Store for Rig {
         let seg = Seg { addr, len: len as usize };
         let len = u64::from(len);
         let request = Request { cookie: u64::from(slot), handle, op, offset, len, fua: false };
-        match self.give(&request, &[seg]) {
+        match self.feed().submit(&request, &[seg]) {
             Taken::No => bail!("the engine has no slot left"),
             Taken::Later => {}
             Taken::Done => self.done.push(slot),
@@ -437,7 +410,7 @@ impl Store for Rig {
     }
 
     fn keeps_data(&self) -> bool {
-        self.unmoved.is_empty()
+        matches!(self.base, Base::Ram(_))
     }
 
     fn buffer(&mut self, slot: u32) -> &mut [u8] {
