@@ -40,6 +40,11 @@ pub struct Ahead {
 }
 
 impl Ahead {
+    /// True if no bytes wait to be moved.
+    pub fn is_empty(&self) -> bool {
+        self.copies.len() == 0
+    }
+
     /// Adds the bytes from `addr`.
     fn add(&mut self, addr: usize, len: usize) {
         if self.next - self.first == SPANS {
@@ -277,8 +282,8 @@ pub(crate) mod tests {
         done: usize,
     }
 
-    /// A store in RAM, being opened.
-    pub(crate) fn opening() -> (Engine, Base) {
+    /// A store in RAM, being opened, for as many requests at a time.
+    pub(crate) fn opening(slots: usize) -> (Engine, Base) {
         let device = Arc::new(RamDevice::new(DEVICE_BYTES).unwrap());
         let params = FormatParams {
             uuid: Uuid([7; 16]),
@@ -296,14 +301,14 @@ pub(crate) mod tests {
         let label = read_label(&first, DEVICE_BYTES).unwrap();
         let region = Region { offset: label.first_region, len: label.region_bytes };
         let base = RamBase::new(device, region);
-        let config = Config { slots: 64, cache_bytes: 4 << 20 };
+        let config = Config { slots, cache_bytes: 4 << 20 };
         let engine = Engine::open(config, base.traits(), &label, 0);
         (engine, Base::Ram(base))
     }
 
     impl Rig {
         fn new() -> Rig {
-            let (engine, base) = opening();
+            let (engine, base) = opening(64);
             let (ahead, segs) = (Ahead::default(), Vec::new());
             let mut rig = Rig { engine, base, ahead, segs, now: 0, done: 0 };
             while rig.engine.state() == EngineState::Opening {

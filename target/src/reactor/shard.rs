@@ -34,6 +34,8 @@ const ROUNDS_MAX: usize = 16;
 const FAIR_ROUNDS: usize = 8;
 /// Turns for which queues count as sharing the shard after two of them had something at once.
 const SHARED_TURNS: u32 = 64;
+/// Turns in which rings are left alone after a batch, at most.
+const REST_MAX: usize = 16;
 /// Turns from one look at how full the shard is to the next; one comes before sleep as well.
 const WATCH_TURNS: u32 = 16;
 /// Log events taken from an engine in one turn.
@@ -170,6 +172,11 @@ impl Shard {
                 && self.commands.is_empty()
                 && !self.engine.busy();
             worked |= self.poll_exports(if alone { looks } else { 1 }, again);
+            if looks == 1 {
+                // Turns take longer where others have theirs.
+                self.rest = 0;
+            }
+            self.assert_moved();
             worked |= self.clients.pump(&mut self.engine);
         }
         // What RAM can finish now still gets into the batch that the tick closes.
@@ -180,6 +187,7 @@ impl Shard {
                 slot.export.publish();
             }
         }
+        self.assert_moved();
         self.engine.tick(now_ns);
         worked |= self.drain();
         worked |= self.base.enter();
@@ -226,9 +234,14 @@ impl Shard {
         // A guest slower than we are, looked at again at once, would be served in ones and twos,
         // from lines that both cores pull at.
         if !shared && chains > 1 && !more {
-            self.rest = chains / 2;
+            self.rest = (chains / 2).min(REST_MAX);
         }
         chains > 0
+    }
+
+    /// The engine does nothing that could let others see what has been answered and not moved.
+    fn assert_moved(&self) {
+        assert!(self.ahead.is_empty(), "requests were answered whose bytes have not been moved");
     }
 
     fn feed(&mut self) -> Feed<'_> {
@@ -378,6 +391,7 @@ impl Shard {
             let _ = reply.try_send(Err(Error::new(ErrorKind::Busy, why)));
             return;
         }
+        self.feed().finish();
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         self.commands.push((cookie, reply));
@@ -458,6 +472,8 @@ impl Shard {
     /// True if the shard is to leave and can.
     pub fn may_leave(&self) -> bool {
         self.leaving.is_some()
+            && self.ahead.is_empty()
+            && self.nvmf_dones.is_empty()
             && self.base.in_flight() == 0
             && self.commands.is_empty()
             && self.clients.is_idle()
@@ -542,8 +558,9 @@ fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usi
         all.queues += took.queues;
         all.more |= took.more;
     }
+    // Whatever came of it: what waits was answered, and is published at the end of the turn.
+    feed.finish();
     if all.chains > 0 {
-        feed.finish();
         for slot in exports.iter_mut().flatten() {
             slot.export.publish();
         }

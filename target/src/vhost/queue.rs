@@ -104,7 +104,7 @@ struct Pending {
 /// What came of polling a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Polled {
-    /// Chains taken.
+    /// Chains taken, or submitted after a wait.
     pub(super) taken: usize,
     /// The guest broke the ring.
     pub(super) fault: Option<Fault>,
@@ -226,8 +226,14 @@ impl Queue {
         engine: &mut impl Submit,
         batch: usize,
     ) -> Polled {
+        // One that had to wait counts again: it may have been done at once now.
+        let waited = usize::from(self.pending.is_some());
         let mut polled = Polled { taken: 0, fault: None };
-        if !self.submit_pending(device, epochs, cookie_base, engine) || !self.is_live() {
+        if !self.submit_pending(device, epochs, cookie_base, engine) {
+            return polled;
+        }
+        polled.taken = waited;
+        if !self.is_live() {
             return polled;
         }
         for _ in 0..batch {

@@ -42,7 +42,11 @@ impl Served {
 
 /// A shard with a disk in RAM, exported to a guest whose every block was written.
 fn served(packed: bool) -> (Served, Rig) {
-    let (engine, base) = opening();
+    served_by(packed, 64)
+}
+
+fn served_by(packed: bool, slots: usize) -> (Served, Rig) {
+    let (engine, base) = opening(slots);
     let (sender, opened) = sync_channel(1);
     let shard = Shard::new(ShardKey(1), "shard".into(), Box::new(engine), base, sender);
     let mut served = Served { shard, now: 0 };
@@ -86,6 +90,42 @@ fn what_is_told_after_a_sleep_has_been_moved() {
             assert_eq!(rig.status(n), OK);
             let there = rig.ram.read_vec(parts(n).data, 4096);
             assert!(there == [n as u8 + 1; 4096], "read {n} was told before it was there");
+        }
+    }
+}
+
+/// A write that the engine had no room for, and that goes at once a turn later, with nothing behind
+/// it: its bytes are in the store when the guest hears of it, who may put others there then.
+#[test]
+fn what_waited_and_is_told_has_been_moved() {
+    for packed in [false, true] {
+        let (mut served, mut rig) = served_by(packed, 1);
+        for round in 0..20u8 {
+            // Over what is there, and into holes.
+            let block = if round % 2 == 0 { 1 } else { READS + u64::from(round) };
+            // A piece of a block takes the only slot.
+            rig.ram.write(parts(0).data, &[0x11; 512]);
+            rig.offer(0, 0, WRITE, 0, 512);
+            rig.ram.write(parts(1).data, &[round + 100; 4096]);
+            rig.offer(0, 1, WRITE, block * 8, 4096);
+            let mut done = 0;
+            for _ in 0..100 {
+                served.turn();
+                while rig.used(0).is_some() {
+                    done += 1;
+                }
+                if done == 2 {
+                    break;
+                }
+            }
+            assert_eq!((done, rig.status(0), rig.status(1)), (2, OK, OK));
+            rig.ram.write(parts(1).data, &[0xee; 4096]);
+            rig.offer(0, 2, READ, block * 8, 4096);
+            while rig.used(0).is_none() {
+                served.turn();
+            }
+            let there = rig.ram.read_vec(parts(2).data, 4096);
+            assert!(there == [round + 100; 4096], "round {round}: told before it was moved");
         }
     }
 }
