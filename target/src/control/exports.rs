@@ -205,14 +205,11 @@ impl Control {
             make_folder(&self.export_dir)?;
         }
         let export = self.enlist(record, &found.store, found.shard, &found.entity, socket)?;
-        let kept = export.bring_up().and_then(|()| {
-            let kept = export.shard_handle().command(Command::SetBlob(disk.id, blob));
-            if kept.is_err() {
-                let _ = export.take_down();
-            }
-            kept
-        });
-        if kept.is_err() {
+        let kept = export
+            .bring_up()
+            .and_then(|()| export.shard_handle().command(Command::SetBlob(disk.id, blob)));
+        // One that does not end keeps its place, and can be ended later.
+        if kept.is_err() && export.take_down().is_ok() {
             self.exports().retain(|other| !Arc::ptr_eq(other, &export));
         }
         kept.map(|_| ())

@@ -311,19 +311,27 @@ impl Control {
             .cloned()
             .collect();
         for device in devices {
-            let shown = device.shown.clone();
-            self.nvmf.service.run(move |core| {
-                for one in shown {
-                    // One that is gone already is as it should be.
-                    let _ = core.edit(|target| target.remove_namespace(&one.nqn, one.nsid));
-                }
-            })?;
-            for known in self.nvmf.devices().iter_mut().filter(|d| d.key == device.key) {
-                known.shown.clear();
-            }
+            self.hide(device.key)?;
             self.nvmf.detach_if_unused(device.key)?;
         }
         Ok(())
+    }
+
+    /// Takes the namespaces that show a device out of the target.
+    fn hide(&self, key: DeviceKey) -> Result<(), Error> {
+        let _change = self.lock_change();
+        let mut devices = self.nvmf.devices();
+        let Some(device) = devices.iter_mut().find(|device| device.key == key) else {
+            return Ok(());
+        };
+        let shown = std::mem::take(&mut device.shown);
+        drop(devices);
+        self.nvmf.service.run(move |core| {
+            for one in shown {
+                // One that is gone already is as it should be.
+                let _ = core.edit(|target| target.remove_namespace(&one.nqn, one.nsid));
+            }
+        })
     }
 
     /// Adds the namespaces that the book has of a store's disks.
@@ -418,11 +426,14 @@ impl Control {
     /// [`Control::change`]: requests in flight on a base that hangs hold this up.
     ///
     /// # Errors
-    /// `Io` if requests do not end.
+    /// `Io` if requests do not end; `Busy` when the daemon is stopping, which lets go of all.
     pub(super) fn detach_unused(&self, devices: Vec<Device>) -> Result<(), Error> {
-        devices.into_iter().try_for_each(|device| {
-            let _change = self.lock_store(&device.store);
+        let detach = |device: Device| {
+            let _change = self.change_in(&device.store)?;
             self.nvmf.detach_if_unused(device.key)
-        })
+        };
+        // One that hangs keeps no other.
+        let ended: Vec<_> = devices.into_iter().map(detach).collect();
+        ended.into_iter().collect()
     }
 }

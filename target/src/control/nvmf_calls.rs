@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Control;
 use super::methods::failure;
+use super::names::Found;
 use super::nvmf_book::{HostRecord, ListenerRecord, ReferralRecord, SubsystemRecord};
 use super::nvmf_ids::{address_of, ana_state_of, record_of, spec_of_call};
 
@@ -173,24 +174,10 @@ impl Control {
     }
 
     fn add_namespace(&self, params: rpc::NvmfSubsystemAddNs) -> Answer {
-        let nqn = params.nqn;
-        self.nvmf
-            .service
-            .run({
-                let nqn = nqn.clone();
-                move |core| expect(core.target(), &nqn)
-            })
-            .map_err(failure)??;
-        let (_in_store, found) = self.change_of(&params.namespace.bdev_name).map_err(failure)?;
-        let _change = self.change().map_err(failure)?;
-        let name = nqn.clone();
-        let shown = self.nvmf.service.run(move |core| {
-            expect(core.target(), &name)?;
-            let found = core.target().find(&name).into_iter();
-            let shown = found.flat_map(|(_, one)| one.namespaces().map(|n| n.nsid));
-            Ok::<Vec<u32>, RpcError>(shown.collect())
-        });
-        let shown: Vec<u32> = shown.map_err(failure)??;
+        let name = params.nqn.clone();
+        let there = self.nvmf.service.run(move |core| expect(core.target(), &name));
+        there.map_err(failure)??;
+        let (_change, found) = self.change_of(&params.namespace.bdev_name).map_err(failure)?;
         let disk = found.entity.disk();
         if self.is_importing(disk.uuid) {
             let why = format!("a stream is being imported into {}: wait for its end", disk.name);
@@ -201,6 +188,27 @@ impl Control {
             let why = format!("{} keeps no data: it can be measured over vhost only", disk.name);
             return Err(RpcError::invalid_params(why));
         }
+        // Its base may hang: not with the daemon's lock.
+        let device = self.nvmf.attach(&found).map_err(failure)?;
+        let added = self.add_attached(&found, params);
+        if added.is_err() {
+            self.nvmf.detach_if_unused(device.key).map_err(failure)?;
+        }
+        added
+    }
+
+    /// Makes a disk that is attached a namespace, and keeps that.
+    fn add_attached(&self, found: &Found, params: rpc::NvmfSubsystemAddNs) -> Answer {
+        let _change = self.change().map_err(failure)?;
+        let nqn = params.nqn;
+        let name = nqn.clone();
+        let shown = self.nvmf.service.run(move |core| {
+            expect(core.target(), &name)?;
+            let found = core.target().find(&name).into_iter();
+            let shown = found.flat_map(|(_, one)| one.namespaces().map(|n| n.nsid));
+            Ok::<Vec<u32>, RpcError>(shown.collect())
+        });
+        let shown: Vec<u32> = shown.map_err(failure)??;
         let mut spec = spec_of_call(&params.namespace).map_err(refusal)?;
         // One whose store is not open keeps its number.
         let records = self.nvmf.book.read();
@@ -217,7 +225,7 @@ impl Control {
                 spec.nsid = (1..u32::MAX).find(|nsid| !taken(nsid));
             }
         }
-        let nsid = self.show(&found, &nqn, spec).map_err(refusal)?;
+        let nsid = self.show(found, &nqn, spec).map_err(refusal)?;
         let name = nqn.clone();
         let namespace = self.nvmf.service.run(move |core| {
             let (_, subsystem) = core.target().find(&name)?;

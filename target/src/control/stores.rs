@@ -322,11 +322,13 @@ impl Control {
                 return Err(Error::new(error.kind, why));
             }
         }
+        let change = self.change()?;
         self.stores_mut().open.retain(|open| !Arc::ptr_eq(open, &store));
+        let kept = self.remember();
+        drop(change);
         self.drop_shards(&store);
         log::info(format!("store {} is closed", store.name));
-        let _change = self.lock_change();
-        self.remember()
+        kept
     }
 
     /// The exports of a store that is to be closed.
