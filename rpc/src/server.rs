@@ -46,12 +46,14 @@ const STACK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
+    /// Not the connections': their threads may outlive their end by a moment, and the path must be
+    /// free when the server is gone.
+    listener: Arc<Listener>,
     accept: Option<JoinHandle<()>>,
 }
 
 /// What the accept thread, the connections and the owner have in common.
 struct Shared {
-    listener: Listener,
     handler: Arc<dyn Handler>,
     stopping: AtomicBool,
     connections: Mutex<Connections>,
@@ -68,7 +70,7 @@ struct Connections {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("Shared").finish_non_exhaustive()
     }
 }
 
@@ -86,20 +88,19 @@ impl Server {
     /// # Errors
     /// The path is in use, too long, not a socket, or cannot be made; the text says what to do.
     pub fn start(path: &Path, handler: Arc<dyn Handler>) -> Result<Server, ListenError> {
-        let listener = Listener::bind(path)?;
+        let listener = Arc::new(Listener::bind(path)?);
         let shared = Arc::new(Shared {
-            listener,
             handler,
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
             ended: Condvar::new(),
         });
         let accept = std::thread::Builder::new().name("rpc-accept".into()).spawn({
-            let shared = Arc::clone(&shared);
-            move || accept_all(&shared)
+            let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
+            move || accept_all(&shared, &listener)
         });
         match accept {
-            Ok(accept) => Ok(Server { shared, accept: Some(accept) }),
+            Ok(accept) => Ok(Server { shared, listener, accept: Some(accept) }),
             Err(error) => Err(ListenError::Os("start a thread for", path.to_path_buf(), error)),
         }
     }
@@ -120,7 +121,7 @@ impl Server {
     fn shut_down(&mut self) {
         let Some(accept) = self.accept.take() else { return };
         self.shared.stopping.store(true, Ordering::Release);
-        self.shared.listener.shut_down();
+        self.listener.shut_down();
         self.shared.ended.notify_all();
         // It has nothing to say; a panic in it would already be on stderr.
         let _ = accept.join();
@@ -168,11 +169,11 @@ fn wait_while<'a>(
 }
 
 /// The accept thread.
-fn accept_all(shared: &Arc<Shared>) {
+fn accept_all(shared: &Arc<Shared>, listener: &Listener) {
     // Since when there has been no place, so that a crowd is refused at once and not one a second.
     let mut full_since: Option<Instant> = None;
     while !shared.stopping.load(Ordering::Acquire) {
-        let stream = match shared.listener.socket.accept() {
+        let stream = match listener.socket.accept() {
             Ok((stream, _)) => Arc::new(stream),
             Err(_) if shared.stopping.load(Ordering::Acquire) => return,
             Err(_) => {
