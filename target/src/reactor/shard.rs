@@ -542,7 +542,12 @@ impl Shard {
         }
         let mut feed = Feed { engine, base, ahead, segs };
         if poll_and_tell(export, &mut feed, BATCH_MAX).chains > 0 {
-            self.drain();
+            if self.drain()
+                && let Some(Some(slot)) = self.exports.get_mut(usize::from(index))
+            {
+                // Before the other hundred are looked at, whose lines are in no cache by now.
+                slot.export.publish();
+            }
             self.base.enter();
         }
     }
