@@ -151,9 +151,13 @@ impl Reactor {
             } else {
                 self.counted.idle_ns += spent;
                 if self.idle.wants_sleep(now) {
-                    self.sleep(now);
+                    let asleep = self.sleep(now);
                     let woke = clock::now_ns();
-                    self.counted.idle_ns += woke.saturating_sub(now);
+                    let slept = woke.saturating_sub(now);
+                    self.counted.idle_ns += slept;
+                    if asleep {
+                        self.idle.slept(slept);
+                    }
                     now = woke;
                 }
             }
@@ -275,16 +279,16 @@ impl Reactor {
         }
     }
 
-    /// Sleeps until there is something to do, if there is really nothing.
-    fn sleep(&mut self, now_ns: u64) {
+    /// Sleeps until there is something to do, if there is really nothing; false if it did not.
+    fn sleep(&mut self, now_ns: u64) -> bool {
         let deadline = self.shards.iter().filter_map(|shard| shard.deadline_ns(now_ns)).min();
         let timeout = timeout_ms(deadline, now_ns);
         if timeout == 0 {
-            return;
+            return false;
         }
         let changed = self.shards_changed || self.shards.iter().any(|shard| shard.watch_changed());
         if changed && !self.watch_again() {
-            return;
+            return false;
         }
         let mut quiet = true;
         for shard in &mut self.shards {
@@ -293,7 +297,8 @@ impl Reactor {
         if let Some(group) = &mut self.group {
             quiet &= group.prepare_sleep();
         }
-        if quiet && self.mailbox.is_empty() {
+        let sleeps = quiet && self.mailbox.is_empty();
+        if sleeps {
             self.counted.sleeps += 1;
             self.counted.asleep = true;
             self.shared.publish(&self.counted);
@@ -313,6 +318,7 @@ impl Reactor {
         }
         // What woke us has not been looked at yet: poll for a while before the next sleep.
         self.idle.worked();
+        sleeps
     }
 
     /// Makes the epoll set anew. Taking single descriptors out would be wrong: a number that an
