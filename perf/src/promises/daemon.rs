@@ -269,6 +269,13 @@ pub fn idle(options: &Options) -> Result<Vec<Goal>> {
     Ok(vec![
         goal("idle daemon with 100 disks and clients, of a core", shares, " %", 1.0, false)?,
         goal("a read that wakes the reactor, median", vec![woken], " us", 30.0, false)?,
+        goal(
+            "... beyond what waking a bare thread takes",
+            vec![(woken - thread).max(0.0)],
+            " us",
+            30.0,
+            false,
+        )?,
     ])
 }
 
