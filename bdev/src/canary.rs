@@ -73,6 +73,7 @@ canaries! {
     StarvedSkipped: "a consistency point goes on although metadata found no space",
     StarvedForgotten: "metadata that found no space is not tried again",
     CompactKept: "the compact copy of a leaf is kept when the leaf is changed",
+    PiecesKept: "pieces of a leaf are kept when the leaf is changed",
     CompactPurgeForgotten: "compact copies of a deleted disk's leaves are kept",
     WriteErrorIgnored: "a write whose data could not be written succeeds",
 }

@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::format::label::StoreLabel;
 use crate::format::superblock::Superblock;
 use crate::limits::{
-    CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, NODES_A_LEAF, READ_WINDOW, SEGS_MAX,
-    SLOTS_INTERNAL, SYSTEM_READS, SYSTEM_WRITES,
+    CACHE_BYTES_MAX, CACHE_BYTES_MIN, CACHE_RESERVE, JOURNAL_WINDOW, NODES_A_LEAF, READ_WINDOW,
+    SEGS_MAX, SLOTS_INTERNAL, SYSTEM_READS, SYSTEM_WRITES,
 };
 use crate::map::node_cache::NodeCache;
 use crate::page::{Pages, pieces};
@@ -36,7 +36,8 @@ use std::collections::VecDeque;
 pub struct Config {
     /// Requests in flight (slots); `submit` refuses beyond.
     pub slots: usize,
-    /// Node cache budget, bytes (at least 1 MiB).
+    /// Node cache budget, bytes: from [`CACHE_BYTES_MIN`] to [`CACHE_BYTES_MAX`], and taken as the
+    /// nearer of them otherwise.
     pub cache_bytes: usize,
 }
 
@@ -199,7 +200,7 @@ impl Engine {
     pub fn open(config: Config, base: BaseTraits, label: &StoreLabel, shard: u32) -> Engine {
         let guests = config.slots.clamp(1, 65_536);
         let slots = guests + SLOTS_INTERNAL;
-        let nodes = NodeCache::slots_in(config.cache_bytes.max(CACHE_BYTES_MIN));
+        let nodes = NodeCache::slots_in(config.cache_bytes.clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX));
         // Journal blocks in RAM, partial writes (one page each, bounded), node reads, page writes.
         let journal_pages = JOURNAL_WINDOW + slots / 15 + 4;
         let page_reserve = journal_pages + SYSTEM_WRITES;

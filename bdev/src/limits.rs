@@ -70,6 +70,8 @@ pub const CACHE_RESERVE: usize = 24;
 pub const NODES_A_LEAF: u64 = 1 + LEVEL_MAX as u64;
 /// Smallest node cache, bytes.
 pub const CACHE_BYTES_MIN: usize = 1 << 20;
+/// Largest node cache, bytes.
+pub const CACHE_BYTES_MAX: usize = 256 << 30;
 /// Blocks in the largest extent: what one bitmap block can describe.
 pub const EXTENT_BLOCKS_MAX: u64 = 16384;
 /// Blocks in the smallest extent.

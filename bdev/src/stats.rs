@@ -41,6 +41,10 @@ pub struct Stats {
     pub cache_compactions: u64,
     /// Reads answered from compact copies of leaves; hits too.
     pub cache_compact_hits: u64,
+    /// Pieces of leaves of many runs that were kept for reads.
+    pub cache_pieces: u64,
+    /// Reads answered from such pieces; compact hits too.
+    pub cache_piece_hits: u64,
     /// Compact copies that were made nodes again, for a write or a read of several runs; hits too.
     pub cache_promotions: u64,
     /// Consistency points committed.

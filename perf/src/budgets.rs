@@ -68,8 +68,13 @@ enum Step {
     ReadDeep,
     /// The same of a disk with 100 snapshots and writes between them
     ReadDepth,
-    /// A 4 KiB read whose leaf is not in the cache: read, checked, adopted, another one evicted
+    /// A 4 KiB read of a leaf of which the cache has nothing that helps: read, checked, a piece of
+    /// it kept and another one evicted
     ReadMiss,
+    /// An 8 KiB read of such a leaf: read, checked, adopted, another one evicted
+    ReadMissWhole,
+    /// A 4 KiB read that a piece of its leaf answers
+    ReadPiece,
     /// A 4 KiB read whose leaf has only a compact copy in the cache
     ReadCompact,
     /// A 4 KiB write in place
@@ -209,7 +214,7 @@ fn total(out: &Path) -> Result<u64> {
 
 /// What is counted.
 fn carry_out(step: Step, count: u64) -> Result<()> {
-    if matches!(step, Step::ReadMiss | Step::ReadCompact) {
+    if matches!(step, Step::ReadMiss | Step::ReadMissWhole | Step::ReadPiece | Step::ReadCompact) {
         return read_evicted(step, count);
     }
     let mut rig = Rig::new(96 << 20)?;
@@ -237,7 +242,7 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
             rig.settle()?;
             run(&mut rig, Verb::Read, count, 32, block)
         }
-        Step::ReadMiss | Step::ReadCompact => {
+        Step::ReadMiss | Step::ReadMissWhole | Step::ReadPiece | Step::ReadCompact => {
             unreachable!("carried out on a store of its own")
         }
         Step::Overwrite => run(&mut rig, Verb::Write, count, 1, block),
@@ -276,9 +281,15 @@ fn carry_out(step: Step, count: u64) -> Result<()> {
 
 /// `count` reads, one at a time, of many more leaves than the smallest cache has room for, in turn:
 /// none is there when its turn comes, or most only as compact copies, which leaves of few runs
-/// have.
+/// have, or as the piece that is read.
 fn read_evicted(step: Step, count: u64) -> Result<()> {
-    let (blocks, times) = if step == Step::ReadMiss { (40, 2) } else { (1, 8) };
+    // Pieces of 64 blocks: all eight of a leaf are read in turn, or always the first.
+    let (blocks, times, pieces) = match step {
+        Step::ReadCompact => (1, 8, 1),
+        Step::ReadPiece => (40, 4, 1),
+        _ => (40, 4, 8),
+    };
+    let len = if step == Step::ReadMissWhole { 8192 } else { 4096 };
     let config = Config { cache_bytes: 0, ..Config::default() };
     let mut rig = Rig::on(Memory::sparse(8 << 30)?, config)?;
     rig.leave_data();
@@ -286,15 +297,20 @@ fn read_evicted(step: Step, count: u64) -> Result<()> {
     let leaf_bytes = 2 << 20;
     let leaves = times * CACHE_BYTES_MIN as u64 / 4096;
     rig.create(leaves * leaf_bytes)?;
-    let mut leaf = (0..leaves).cycle();
-    let mut offset = || leaf.next().expect("a cycle has no end") * leaf_bytes;
-    let mut block = (0..leaves).flat_map(|leaf| (0..blocks).map(move |b| (leaf, 2 * b * 4096)));
+    let all = (0..pieces).flat_map(|piece| (0..leaves).map(move |leaf| (leaf, piece)));
+    let mut place = all.cycle();
+    let mut offset = || {
+        let (leaf, piece) = place.next().expect("a cycle has no end");
+        leaf * leaf_bytes + piece * 64 * 4096
+    };
+    // Some blocks of each piece.
+    let mut block = (0..leaves).flat_map(|leaf| (0..blocks).map(move |b| (leaf, 12 * b * 4096)));
     let mut each = || block.next().map_or(0, |(leaf, inner)| leaf * leaf_bytes + inner);
     run(&mut rig, Verb::Write, leaves * blocks, 1, &mut each)?;
     rig.settle()?;
-    // Each is read once, and evicted.
-    run(&mut rig, Verb::Read, leaves, 1, &mut offset)?;
-    run(&mut rig, Verb::Read, count, 1, offset)
+    // Each is read once, and most are evicted.
+    run_long(&mut rig, Verb::Read, leaves * pieces, 1, len, &mut offset)?;
+    run_long(&mut rig, Verb::Read, count, 1, len, offset)
 }
 
 /// `count` requests of 4 KiB, `depth` at a time.

@@ -80,7 +80,7 @@ pub struct Config {
 pub struct CoreList(pub Vec<u32>);
 
 const SLOTS_MAX: usize = 32_768;
-const CACHE_BYTES_MAX: u64 = 1 << 40;
+const CACHE_BYTES_MAX: u64 = limits::CACHE_BYTES_MAX as u64;
 
 impl Config {
     /// Sizes of each engine.

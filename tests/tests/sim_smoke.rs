@@ -12,9 +12,10 @@ fn a_few_seeds_hold() {
         assert!(outcome.steps > 100, "seed {seed} did next to nothing");
         cache.add(outcome.cache);
     }
-    // Both tiers of the node cache are at work.
+    // All tiers of the node cache are at work.
     let CacheUse { evictions, compactions, compact_hits, promotions, .. } = cache;
     assert!(evictions.min(compactions).min(compact_hits).min(promotions) > 0, "{cache:?}");
+    assert!(cache.pieces.min(cache.piece_hits) > 0, "{cache:?}");
 }
 
 #[test]

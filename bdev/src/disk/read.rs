@@ -57,12 +57,21 @@ impl Engine {
         op.issued = 0;
         let (tree, leaf) = (op.tree, op.leaf_index);
         let (first, bytes) = (op.first, usize::from(op.inner) + op.part_bytes as usize);
-        if self.cache.find(Key::new(tree, 0, leaf)).is_none()
+        let key = Key::new(tree, 0, leaf);
+        let cached = self.cache.find(key);
+        let loading = cached.filter(|slot| self.cache.is_loading(*slot));
+        if cached == loading
             && let Some(start) = self.compact_run(tree, leaf, first, bytes)
         {
             return self.read_compact(index, start);
         }
-        match self.find_leaf(tree, leaf) {
+        // Of a leaf that is to be read only the piece around a block is wanted.
+        let one = self.slots[index].count == 1;
+        let found = match loading {
+            Some(slot) if one => Found::Loading(slot),
+            _ => self.find_leaf(tree, leaf),
+        };
+        match found {
             Found::Hit(slot) => {
                 if !self.cache.pin(slot, self.cache_reserve()) {
                     self.park(index);
@@ -86,6 +95,9 @@ impl Engine {
                 self.read_advance(index)
             }
             Found::Loading(slot) => {
+                if one {
+                    self.cache.want_piece(slot, key, first, cached.is_none());
+                }
                 self.slots[index].stage = Stage::WaitNode;
                 self.cache.meta[slot as usize].waiters.push(&mut self.slots, index);
                 false

@@ -145,7 +145,7 @@ pub(crate) struct NodeInfo {
 }
 
 /// True if a node may have such links in a region of that geometry.
-pub(crate) fn linkable(links: &[u64; LINKS], geometry: &Geometry) -> bool {
+pub(crate) fn linkable<const N: usize>(links: &[u64; N], geometry: &Geometry) -> bool {
     let lawful = |block| block == LOST || geometry.linkable(block);
     links.iter().map(|link| link & ADDRESS).all(|block| block == 0 || lawful(block))
 }
@@ -212,19 +212,64 @@ pub(crate) fn read(
     shard: u16,
     address: u64,
 ) -> Result<NodeInfo, Damage> {
-    let header = unseal(block, Kind::Node, store, shard, address)?;
-    if header.level > LEVEL_MAX {
-        return Err(Damage::Content);
-    }
+    let info = info(block, store, shard, address)?;
+    read_links(block, links, info.level);
+    Ok(info)
+}
+
+/// Takes the links of a node over that has been checked.
+pub(crate) fn read_links(block: &Block, links: &mut [u64; LINKS], level: u8) {
     for (place, link) in links.iter_mut().enumerate() {
-        // A whole word, of which the upper bytes are the next link's, or come after the last.
-        let word: [u8; 8] = block[6 * place..6 * place + 8].try_into().expect("8 bytes");
-        let raw = u64::from_le_bytes(word) & ((1 << 48) - 1);
+        let raw = link_at(block, place);
         // What is lost can be neither overwritten nor freed.
         *link = raw | if raw & ADDRESS == LOST { READ_ONLY } else { 0 };
     }
-    if header.level > 0 {
+    if level > 0 {
         read_stamps(block, links);
+    }
+}
+
+/// A link as it lies on disk.
+#[inline]
+fn link_at(block: &Block, place: usize) -> u64 {
+    // A whole word, of which the upper bytes are the next link's, or come after the last.
+    let word: [u8; 8] = block[6 * place..6 * place + 8].try_into().expect("8 bytes");
+    u64::from_le_bytes(word) & ON_DISK
+}
+
+/// Where `N` links of a leaf from `first` on lead: blocks, 0 for a hole, or [`LOST`].
+pub(crate) fn addresses<const N: usize>(block: &Block, first: usize) -> [u64; N] {
+    let bytes = &block[6 * first..6 * (first + N) + 2];
+    std::array::from_fn(|n| {
+        let word: [u8; 8] = bytes[6 * n..6 * n + 8].try_into().expect("8 bytes");
+        u64::from_le_bytes(word) & ADDRESS
+    })
+}
+
+/// True if the links of a leaf make more than `most` runs of blocks, or holes.
+pub(crate) fn has_more_runs(block: &Block, most: usize) -> bool {
+    let (mut expected, mut runs) = (u64::MAX, 0);
+    for place in 0..LINKS {
+        let link = link_at(block, place);
+        runs += usize::from(link != expected);
+        if runs > most {
+            return true;
+        }
+        expected = link + u64::from(link & ADDRESS != 0);
+    }
+    false
+}
+
+/// Checks the node at `address`, all but its links, and tells what it is.
+pub(crate) fn info(
+    block: &Block,
+    store: Uuid,
+    shard: u16,
+    address: u64,
+) -> Result<NodeInfo, Damage> {
+    let header = unseal(block, Kind::Node, store, shard, address)?;
+    if header.level > LEVEL_MAX {
+        return Err(Damage::Content);
     }
     let extra = RawExtra::read_from_bytes(&block[EXTRA_AT..EXTRA_AT + EXTRA_LEN])
         .map_err(|_| Damage::Content)?;

@@ -1,20 +1,21 @@
-//! Compact copies of evicted leaves, in pages that are slots of the node cache.
+//! Compact copies of leaves that have no slot, in pages that are slots of the node cache.
 //!
 //! ```text
 //!  table ─ hash of the key ─► record: unit of a page     page = one slot's 4 KiB = 64 units
-//!                                                        ┌ leaf ┬ leaf ┬ leaf    ┬ ─ ┬ leaf ┐
+//!                                                        ┌ leaf ┬ leaf ┬ piece   ┬ ─ ┬ leaf ┐
 //!                                                        │ 64 B │ 64 B │ 2 units │   │      │
 //!                                                        └──────┴──────┴─────────┴───┴──────┘
 //! ```
 //!
-//! A key has a node or a compact copy, never both: what is to be changed is taken out first. Copies
-//! whose tree is gone are not looked for: each number of a tree has an era, and a copy of another
-//! era is none.
+//! A record is a whole leaf ([`runs`]) or a piece of one ([`pieces`]). A key has a node or compact
+//! copies, never both: what is to be changed is taken out first. Copies whose tree is gone are not
+//! looked for: each number of a tree has an era, and a copy of another era is none.
 
 use crate::canary::{Canary, planted};
 use crate::engine::VIEW_TREES;
 use crate::limits::LINKS;
 use crate::map::node_cache::Key;
+use crate::map::pieces::{self, PIECE_LINKS, PIECES};
 use crate::map::runs::{self, Packed, UNIT_WORDS};
 use crate::slots::NONE;
 
@@ -23,7 +24,7 @@ const UNITS: usize = LINKS / UNIT_WORDS;
 /// Pages looked at for room.
 const TRIES: usize = 8;
 /// Places of the table for each slot of the cache, at least.
-const PLACES_A_SLOT: usize = 16;
+const PLACES_A_SLOT: usize = 32;
 
 const _: () = assert!(UNITS == u64::BITS as usize);
 
@@ -45,10 +46,14 @@ struct Page {
 }
 
 pub(crate) struct Compact {
-    /// Records by key; [`NONE`] is an empty place.
+    /// Records by key, and for each place a byte of its key's hash, so that a probe looks at few
+    /// records of others; 0 is an empty place.
     table: Vec<u32>,
+    tags: Vec<u8>,
     mask: usize,
     records: usize,
+    /// Records that are pieces.
+    piece_count: usize,
     records_max: usize,
     /// By slot of the cache.
     pages: Vec<Page>,
@@ -64,7 +69,11 @@ pub(crate) struct Compact {
 
 /// Bytes of the table of a cache with so many slots.
 pub(crate) fn table_bytes(slots: usize) -> usize {
-    (PLACES_A_SLOT * slots).next_power_of_two() * size_of::<u32>()
+    places(slots) * (size_of::<u32>() + size_of::<u8>())
+}
+
+fn places(slots: usize) -> usize {
+    (PLACES_A_SLOT * slots).next_power_of_two()
 }
 
 /// Bytes of what is noted of each slot.
@@ -73,12 +82,14 @@ pub(crate) const SLOT_BYTES: usize = size_of::<Page>();
 impl Compact {
     /// For a cache of so many slots.
     pub fn new(slots: usize) -> Compact {
-        let places = table_bytes(slots) / size_of::<u32>();
-        let pages_max = slots / 8 * 7;
+        let places = places(slots);
+        let pages_max = slots / 16 * 15;
         Compact {
             table: vec![NONE; places],
+            tags: vec![0; places],
             mask: places - 1,
             records: 0,
+            piece_count: 0,
             records_max: places / 4 * 3,
             pages: vec![Page::default(); slots],
             list: Vec::with_capacity(pages_max),
@@ -111,40 +122,71 @@ impl Compact {
         self.eras.get(tree as usize).copied().unwrap_or(0)
     }
 
-    fn home(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize & self.mask
+    /// Where the search for a key begins, and its tag.
+    #[inline]
+    fn home(&self, key: u64) -> (usize, u8) {
+        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((hash >> 20) as usize & self.mask, (hash >> 56) as u8 | 1)
     }
 
     /// Where in the table a key is, of whichever era.
     #[inline]
     fn probe(&self, links: &Links, key: Key) -> Option<usize> {
-        let mut at = self.home(key.0);
+        let (mut at, tag) = self.home(key.0);
         loop {
-            let record = self.table[at];
-            if record == NONE {
+            let found = self.tags[at];
+            if found == 0 {
                 return None;
             }
-            if words_of(links, record)[0] == key.0 {
+            if found == tag && words_of(links, self.table[at])[0] == key.0 {
                 return Some(at);
             }
             at = (at + 1) & self.mask;
         }
     }
 
-    /// The record of a leaf, if there is one.
+    /// The record of a leaf or piece, if there is one.
     #[inline]
     pub fn find(&self, links: &Links, key: Key) -> Option<u32> {
         let record = self.table[self.probe(links, key)?];
-        let era = runs::info(words_of(links, record)).era;
-        (era == self.era(key.tree())).then_some(record)
+        (era_of(words_of(links, record)) == self.era(key.tree())).then_some(record)
     }
 
     /// The block that link `index` of a record leads to (0: a hole) and how many links of its run
     /// are left. Marks the record as used.
     #[inline]
     pub fn run_at(&mut self, links: &Links, record: u32, index: u16) -> (u64, usize) {
-        self.pages[record as usize / UNITS].marks |= 1 << (record as usize % UNITS);
+        self.mark(record);
         runs::run_at(words_of(links, record), index)
+    }
+
+    /// The same of a piece, as far as the run goes in it; no more than `want` links are looked at.
+    pub fn piece_run_at(
+        &mut self,
+        links: &Links,
+        record: u32,
+        index: u16,
+        want: usize,
+    ) -> (u64, usize) {
+        self.mark(record);
+        pieces::run_at(words_of(links, record), usize::from(index) % PIECE_LINKS, want)
+    }
+
+    #[inline]
+    fn mark(&mut self, record: u32) {
+        self.pages[record as usize / UNITS].marks |= 1 << (record as usize % UNITS);
+    }
+
+    /// Gives up what there is of pieces of a leaf, which is to be a node.
+    pub fn drop_pieces(&mut self, links: &Links, leaf: Key) {
+        if self.piece_count == 0 || planted(Canary::PiecesKept) {
+            return;
+        }
+        for piece in 0..PIECES {
+            if let Some(at) = self.probe(links, leaf.piece(piece)) {
+                self.remove(links, self.table[at]);
+            }
+        }
     }
 
     /// Takes a record out.
@@ -184,14 +226,13 @@ impl Compact {
     }
 
     /// Puts a record into a page that has room. False: none was found.
-    pub fn place(&mut self, links: &mut Links, packed: &Packed) -> bool {
-        if let Some(at) = self.probe(links, packed.info().key) {
-            if planted(Canary::CompactKept) {
+    pub fn place(&mut self, links: &mut Links, words: &[u64]) -> bool {
+        if let Some(at) = self.probe(links, Key(words[0])) {
+            if planted(Canary::CompactKept) || planted(Canary::PiecesKept) {
                 return true;
             }
             let old = self.table[at];
-            let era = runs::info(words_of(links, old)).era;
-            assert_ne!(era, packed.info().era, "a leaf has two compact copies");
+            assert_ne!(era_of(words_of(links, old)), era_of(words), "two copies have one key");
             self.remove(links, old);
         }
         if self.records == self.records_max {
@@ -201,7 +242,7 @@ impl Compact {
             if self.filling >= self.list.len() {
                 self.filling = 0;
             }
-            if self.put(links, packed) {
+            if self.put(links, words) {
                 return true;
             }
             self.filling += 1;
@@ -210,8 +251,8 @@ impl Compact {
     }
 
     /// Gives up records that have not been used, until one of so many units may find room.
-    pub fn make_room(&mut self, links: &Links, packed: &Packed) {
-        let units = packed.words().len() / UNIT_WORDS;
+    pub fn make_room(&mut self, links: &Links, words: &[u64]) {
+        let units = words.len() / UNIT_WORDS;
         for _ in 0..TRIES.min(self.list.len()) {
             if self.filling >= self.list.len() {
                 self.filling = 0;
@@ -228,9 +269,9 @@ impl Compact {
     }
 
     /// Into the page that is being filled.
-    fn put(&mut self, links: &mut Links, packed: &Packed) -> bool {
+    fn put(&mut self, links: &mut Links, words: &[u64]) -> bool {
         let slot = self.list[self.filling];
-        let (words, page) = (packed.words(), &mut self.pages[slot as usize]);
+        let page = &mut self.pages[slot as usize];
         let units = words.len() / UNIT_WORDS;
         let Some(unit) = room(page.free, units) else { return false };
         page.free &= !(span(units) << unit);
@@ -238,11 +279,13 @@ impl Compact {
         let at = unit * UNIT_WORDS;
         links[slot as usize][at..at + words.len()].copy_from_slice(words);
         self.records += 1;
-        let mut at = self.home(words[0]);
-        while self.table[at] != NONE {
+        self.piece_count += usize::from(Key(words[0]).is_piece());
+        let (mut at, tag) = self.home(words[0]);
+        while self.tags[at] != 0 {
             at = (at + 1) & self.mask;
         }
         self.table[at] = slot * UNITS as u32 + unit as u32;
+        self.tags[at] = tag;
         true
     }
 
@@ -264,24 +307,25 @@ impl Compact {
         assert!(page.heads >> unit & 1 == 1, "a compact copy was removed twice");
         page.heads &= !(1 << unit);
         page.marks &= !(1 << unit);
-        page.free |= span(runs::units(words)) << unit;
+        page.free |= span(units_of(words)) << unit;
         self.records -= 1;
-        let mut at = self.home(words[0]);
+        self.piece_count -= usize::from(Key(words[0]).is_piece());
+        let (mut at, _) = self.home(words[0]);
         while self.table[at] != record {
-            assert_ne!(self.table[at], NONE, "a compact copy is not in the table");
+            assert_ne!(self.tags[at], 0, "a compact copy is not in the table");
             at = (at + 1) & self.mask;
         }
         // Close the gap, so that probes never need tombstones.
         let mut next = (at + 1) & self.mask;
-        while self.table[next] != NONE {
-            let home = self.home(words_of(links, self.table[next])[0]);
+        while self.tags[next] != 0 {
+            let (home, _) = self.home(words_of(links, self.table[next])[0]);
             if next.wrapping_sub(home) & self.mask >= next.wrapping_sub(at) & self.mask {
-                self.table[at] = self.table[next];
+                (self.table[at], self.tags[at]) = (self.table[next], self.tags[next]);
                 at = next;
             }
             next = (next + 1) & self.mask;
         }
-        self.table[at] = NONE;
+        (self.table[at], self.tags[at]) = (NONE, 0);
     }
 
     /// Forgets the copies of a tree that is gone.
@@ -318,7 +362,7 @@ impl Compact {
     /// Proves that the table, the pages and the records agree. Returns the number of pages.
     #[cfg(test)]
     pub fn check(&self, links: &Links) -> usize {
-        let mut records = 0;
+        let (mut records, mut pieces) = (0, 0);
         for (place, &slot) in self.list.iter().enumerate() {
             let page = self.pages[slot as usize];
             assert_eq!(page.place as usize, place);
@@ -328,17 +372,19 @@ impl Compact {
                 left &= left - 1;
                 let record = slot * UNITS as u32 + unit;
                 let words = words_of(links, record);
-                let span = span(runs::units(words)) << unit;
+                let span = span(units_of(words)) << unit;
                 assert_eq!(used & span, 0, "two records overlap");
                 used |= span;
                 records += 1;
+                pieces += usize::from(Key(words[0]).is_piece());
                 let at = self.probe(links, Key(words[0])).expect("it is in the table");
                 assert_eq!(self.table[at], record, "a key has two records");
             }
             assert_eq!((used, page.marks & !page.heads), (!page.free, 0));
         }
-        assert_eq!(records, self.records);
+        assert_eq!((records, pieces), (self.records, self.piece_count));
         assert_eq!(self.table.iter().filter(|record| **record != NONE).count(), records);
+        assert_eq!(self.tags.iter().filter(|tag| **tag != 0).count(), records);
         self.list.len()
     }
 }
@@ -347,6 +393,17 @@ impl Compact {
 #[inline]
 fn words_of(links: &Links, record: u32) -> &[u64] {
     &links[record as usize / UNITS][record as usize % UNITS * UNIT_WORDS..]
+}
+
+/// Units that the record at the head of `words` takes.
+fn units_of(words: &[u64]) -> usize {
+    if Key(words[0]).is_piece() { pieces::units(words) } else { runs::units(words) }
+}
+
+/// Which life of its tree's number the record is from.
+#[inline]
+fn era_of(words: &[u64]) -> u8 {
+    if Key(words[0]).is_piece() { pieces::era(words) } else { runs::info(words).era }
 }
 
 fn span(units: usize) -> u64 {

@@ -10,6 +10,8 @@
 //!  Clean leaf ── evicted ──► compact copy, 64 bytes or a few more, in a `Page` ── evicted ──► gone
 //!       ▲                        │ reads are answered from it
 //!       └─────── promoted ───────┘ for anything else
+//!
+//!  Loading ── only reads of single blocks wait, too many runs ──► a piece for each, no node
 //! ```
 //!
 //! A page is a slot like any other for CLOCK, but for being left alone longer the more copies it
@@ -19,31 +21,9 @@ use crate::canary::{Canary, planted};
 use crate::format::node::{ADDRESS, NodeRef, READ_ONLY};
 use crate::limits::LINKS;
 use crate::map::compact::{self, Compact};
+pub(crate) use crate::map::key::Key;
 use crate::map::runs::{LeafInfo, Packed};
 use crate::slots::{List, NONE};
-
-/// Key: tree in the high 32 bits, level in 3, index in 29.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Key(pub u64);
-
-impl Key {
-    pub fn new(tree: u32, level: u8, index: u64) -> Key {
-        assert!(index < 1 << 29);
-        Key(u64::from(tree) << 32 | u64::from(level) << 29 | index)
-    }
-
-    pub fn tree(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    pub fn level(self) -> u8 {
-        (self.0 >> 29) as u8 & 7
-    }
-
-    pub fn index(self) -> u64 {
-        self.0 & ((1 << 29) - 1)
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
@@ -96,6 +76,10 @@ pub(crate) struct Meta {
     pub waiters: List,
     /// Loading: what leads to it.
     pub node: NodeRef,
+    /// Loading: somebody wants the node itself, not only a block of it.
+    pub whole: bool,
+    /// Loading: pieces that reads wait for, a bit each.
+    pub pieces: u8,
 }
 
 pub(crate) struct NodeCache {
@@ -103,16 +87,16 @@ pub(crate) struct NodeCache {
     pub meta: Vec<Meta>,
     /// What reads need of a slot beside its links, in a byte, so that the slots in use share a few
     /// lines: [`REFERENCED`], [`LOADING`].
-    marks: Vec<u8>,
+    pub(super) marks: Vec<u8>,
     table: Vec<(u64, u32)>,
     mask: usize,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     hand: usize,
     /// Clean, unpinned slots.
-    idle: usize,
+    pub(super) idle: usize,
     /// Slots promised to admitted requests for copies at apply time.
     promised: usize,
-    compact: Compact,
+    pub(super) compact: Compact,
     /// The mark of links whose records a replay would still check although their leaf is clean:
     /// that of the freeze before the last until its consistency point has committed, else 0.
     pub unsealed: u64,
@@ -176,6 +160,8 @@ impl NodeCache {
             busy: [0; LINKS / 64],
             waiters: List::EMPTY,
             node: NodeRef::of_link(0),
+            whole: true,
+            pieces: 0,
         });
         let table = (count * 2).next_power_of_two();
         self.table = vec![EMPTY; table];
@@ -202,7 +188,7 @@ impl NodeCache {
         self.table[at] = (key, slot);
     }
 
-    fn unlink(&mut self, slot: u32) {
+    pub(super) fn unlink(&mut self, slot: u32) {
         let key = self.meta[slot as usize].key.0;
         let mut at = self.home(key);
         while self.table[at].0 != key {
@@ -266,7 +252,7 @@ impl NodeCache {
 
     /// A free slot, evicting a clean node or a page if need be. It belongs to nobody until
     /// `install`ed.
-    fn take(&mut self) -> Option<u32> {
+    pub(super) fn take(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
@@ -344,7 +330,7 @@ impl NodeCache {
         let leaf = LeafInfo { key: m.key, birth: m.birth, shared_with: m.shared_with, era };
         let links = &self.links[slot as usize];
         let Some(packed) = Packed::of(links, leaf, self.unsealed) else { return Kept::No };
-        if self.compact.place(&mut self.links, &packed) {
+        if self.compact.place(&mut self.links, packed.words()) {
             return Kept::Elsewhere;
         }
         // There must be another slot for whoever wants this one.
@@ -352,12 +338,12 @@ impl NodeCache {
         if another && self.compact.wants_page() {
             self.meta[slot as usize].state = State::Page;
             self.compact.open_page(slot);
-            let placed = self.compact.place(&mut self.links, &packed);
+            let placed = self.compact.place(&mut self.links, packed.words());
             assert!(placed, "an empty page has room");
             return Kept::Here;
         }
-        self.compact.make_room(&self.links, &packed);
-        match self.compact.place(&mut self.links, &packed) {
+        self.compact.make_room(&self.links, packed.words());
+        match self.compact.place(&mut self.links, packed.words()) {
             true => Kept::Elsewhere,
             false => Kept::No,
         }
@@ -407,6 +393,7 @@ impl NodeCache {
         m.state = state;
         self.marks[slot as usize] = if state == State::Loading { LOADING } else { 0 };
         m.pins = 1;
+        (m.whole, m.pieces) = (true, 0);
         m.birth = 0;
         m.prev_birth = 0;
         m.shared_with = 0;
@@ -414,6 +401,9 @@ impl NodeCache {
         // What is being read will be overwritten as a whole, and is not looked at before.
         if state != State::Loading {
             self.links[slot as usize].fill(0);
+            if key.level() == 0 {
+                self.compact.drop_pieces(&self.links, key);
+            }
         }
         self.link(slot);
         Some(slot)
@@ -510,7 +500,13 @@ impl NodeCache {
         assert!(m.pins > 0, "only a pinned node changes its state");
         assert!(state != State::Loading, "a node is read when it is inserted");
         m.state = state;
-        self.marks[slot as usize] &= !LOADING;
+        // What has been read may be changed from now on.
+        if self.marks[slot as usize] & LOADING != 0 {
+            self.marks[slot as usize] &= !LOADING;
+            if m.key.level() == 0 {
+                self.compact.drop_pieces(&self.links, m.key);
+            }
+        }
     }
 
     /// True if any block of `first .. first + count` is held by a write-like request.

@@ -4,9 +4,9 @@ use crate::base_io::BaseOp;
 use crate::canary::{Canary, planted};
 use crate::disk::Root;
 use crate::engine::{Class, Engine, VIEW_TREES, tag};
-use crate::format::Damage;
 use crate::format::node::{self, NodeRef};
 use crate::limits::{LEVEL_BITS, LEVEL_MAX, LINKS, SYSTEM_READS};
+use crate::map::adopt::Adopted;
 use crate::map::node_cache::{Key, Promoted, State};
 use crate::page::PageId;
 use crate::slots::{List, NONE, Stage};
@@ -58,7 +58,7 @@ impl Engine {
     }
 
     /// The block (0: a hole) where `bytes` from the beginning of block `first` of a leaf lie, if
-    /// the leaf has a compact copy and they are one run of it.
+    /// there is a compact copy of the leaf, or of a piece of it, and they are one run of that.
     #[inline]
     pub(crate) fn compact_run(
         &mut self,
@@ -67,8 +67,15 @@ impl Engine {
         first: u16,
         bytes: usize,
     ) -> Option<u64> {
-        let copy = self.cache.find_compact(Key::new(tree, 0, leaf))?;
-        let (start, blocks) = self.cache.compact_run(copy, first);
+        let key = Key::new(tree, 0, leaf);
+        let (start, blocks) = match self.cache.find_compact(key) {
+            Some(copy) => self.cache.compact_run(copy, first),
+            None => {
+                let run = self.cache.piece_run(key, first, bytes.div_ceil(BLOCK_SIZE))?;
+                self.stats.cache_piece_hits += 1;
+                run
+            }
+        };
         if blocks * BLOCK_SIZE < bytes {
             return None;
         }
@@ -83,6 +90,7 @@ impl Engine {
             return Found::Hit(slot);
         }
         if let Some(slot) = self.cache.find(Key::new(tree, 0, index)) {
+            self.cache.want_whole(slot);
             return Found::Loading(slot);
         }
         if let Some(copy) = self.cache.find_compact(Key::new(tree, 0, index)) {
@@ -177,8 +185,12 @@ impl Engine {
         let meta = &mut self.cache.meta[slot as usize];
         meta.entry = NONE;
         let mut waiters = std::mem::replace(&mut meta.waiters, List::EMPTY);
-        self.cache.set_state(slot, State::Clean);
-        self.cache.unpin(slot);
+        if outcome == Ok(Adopted::Pieces) {
+            self.cache.abandon(slot);
+        } else {
+            self.cache.set_state(slot, State::Clean);
+            self.cache.unpin(slot);
+        }
         if outcome.is_err() {
             self.cache.remove(slot);
             self.checkpoint.node_failed(key, outcome == Err(Status::Corrupt));
@@ -188,7 +200,7 @@ impl Engine {
         }
         while let Some(op) = waiters.pop(&mut self.slots) {
             match outcome {
-                Ok(()) => {
+                Ok(_) => {
                     self.slots[op].stage = Stage::Locate;
                     self.ready.push_back(op);
                 }
@@ -198,68 +210,8 @@ impl Engine {
         self.unpark = true;
     }
 
-    /// Checks a node that was read and takes its links over.
-    fn adopt_node(
-        &mut self,
-        slot: u32,
-        key: Key,
-        node: NodeRef,
-        page: PageId,
-    ) -> Result<(), Status> {
-        let address = node.address;
-        let disk = self.disk_of_tree(key.tree());
-        let links = &mut self.cache.links[slot as usize];
-        let read = node::read(self.pages.bytes(page), links, self.store, self.shard, address);
-        let links = &self.cache.links[slot as usize];
-        let lawful = read.and_then(|info| {
-            let geometry = &self.space.geometry;
-            let fits = info.level == key.level()
-                && info.index == key.index()
-                && info.generation <= self.superblock.generation + 1
-                && self.may_own(disk, info.owner);
-            if !fits {
-                Err(Damage::Identity)
-            } else if !node.stamp.fits(info.generation) {
-                Err(Damage::Stale)
-            } else if !node::linkable(links, geometry) {
-                Err(Damage::Content)
-            } else {
-                Ok(info)
-            }
-        });
-        match lawful {
-            Ok(info) => {
-                // A disk's slot may have been another's before; that one's nodes are foreign.
-                let found = self.disks[disk as usize].as_ref();
-                let own = found.is_some_and(|d| info.generation >= d.born);
-                let meta = &mut self.cache.meta[slot as usize];
-                meta.birth = if info.owner == disk && own { info.birth } else { 0 };
-                meta.prev_birth = meta.birth;
-                meta.shared_with = info.shared_with;
-                // Written by the point under way: a replay would still check what it links to.
-                if key.level() == 0 && info.generation >= self.superblock.generation {
-                    self.cache.mark_unsealed(slot);
-                }
-                Ok(())
-            }
-            Err(damage) => {
-                let name = self.disks[disk as usize].as_ref().map(|d| d.name.to_string());
-                self.event(
-                    true,
-                    format!(
-                        "disk {}: map node at block {address} (level {}, index {}): {damage}",
-                        name.unwrap_or_else(|| disk.to_string()),
-                        key.level(),
-                        key.index()
-                    ),
-                );
-                Err(Status::Corrupt)
-            }
-        }
-    }
-
     /// The disk whose tree (or whose snapshot's tree) this is.
-    fn disk_of_tree(&self, tree: u32) -> u32 {
+    pub(crate) fn disk_of_tree(&self, tree: u32) -> u32 {
         if tree < VIEW_TREES {
             return tree;
         }

@@ -207,8 +207,8 @@ impl Base {
         }
     }
 
-    /// Gives what was queued to the kernel and collects what is done: at most one system call,
-    /// none if there is nothing to do. True if it did anything.
+    /// Gives what is queued to the kernel and collects what is done: at most one system call, none
+    /// if there is nothing to do. True if it did anything.
     pub fn enter(&mut self) -> bool {
         match self {
             Base::Ram(base) => {

@@ -146,19 +146,22 @@ fn more_operations_than_slots_and_bounce_buffers_are_all_answered() {
     let path = new_file(&dir, 8 * MIB);
     let mut base = whole(&path);
     let memory = Buffer::new(2 << 20);
-    let segs: Vec<[Seg; 1]> = (0..700).map(|i| [memory.seg(i * 1024 + 1, 512)]).collect();
-    for i in 0..700 {
-        memory.fill(i * 1024 + 1, &pattern(512, i as u8));
-    }
-    let ios: Vec<(Operation, &[Seg])> = segs
-        .iter()
-        .enumerate()
-        .map(|(i, segs)| (io(BaseOp::Write, 4096 + i as u64 * 512, segs), &segs[..]))
-        .collect();
-    assert_eq!(run(&mut base, &ios), vec![Ok(()); 700]);
-    let bytes = std::fs::read(&path).unwrap();
-    for i in 0..700 {
-        assert!(bytes[4096 + i * 512..4608 + i * 512] == pattern(512, i as u8), "sector {i}");
+    // In the slots' own buffers, and in those for long operations, which are fewer.
+    for (count, len) in [(700, 512), (100, 8192)] {
+        let segs: Vec<[Seg; 1]> = (0..count).map(|i| [memory.seg(i * 2 * len + 1, len)]).collect();
+        for i in 0..count {
+            memory.fill(i * 2 * len + 1, &pattern(len, i as u8));
+        }
+        let ios: Vec<(Operation, &[Seg])> = segs
+            .iter()
+            .enumerate()
+            .map(|(i, segs)| (io(BaseOp::Write, (4096 + i * len) as u64, segs), &segs[..]))
+            .collect();
+        assert_eq!(run(&mut base, &ios), vec![Ok(()); count]);
+        let bytes = std::fs::read(&path).unwrap();
+        for (i, written) in bytes[4096..].chunks(len).take(count).enumerate() {
+            assert!(written == pattern(len, i as u8), "operation {i} of {len} bytes");
+        }
     }
 }
 

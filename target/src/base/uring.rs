@@ -1,9 +1,10 @@
-//! A file or block device through `io_uring`: one ring a shard, one system call a turn.
+//! A file or block device through `io_uring`: one ring a shard, a call for a few operations.
 //!
 //! ```text
-//!  submit ─► slot ─┬─ memory aligned ──────────────► SQE ─┐
-//!                  └─ not: bounce buffer, piece by piece ─┤  enter (once a turn)
-//!  poll ◄── done ◄── count checked, retried, copied ◄ CQE ┘
+//!  submit ─► slot ─┬─ memory aligned ────────────────────► SQE ─┐
+//!                  ├─ not, up to 4 KiB: the slot's own bounce ──┤  enter, for every 4
+//!                  └─ not, more: one of a few, piece by piece ──┤
+//!  poll ◄── done ◄── count checked, retried, copied ◄ CQE ──────┘
 //! ```
 //!
 //! All memory is allocated when the base is made. The ring is made disabled on a control thread
@@ -28,11 +29,26 @@ use crate::mem::hugepage::Mapping;
 
 /// Operations in flight, a shard.
 const SLOTS_MAX: usize = 256;
-/// Bounce buffers, a shard, and bytes in one.
+/// Bounce buffers for long operations, a shard, and bytes in one.
 const BOUNCE_COUNT: usize = 16;
 const BOUNCE_BYTES: usize = 128 << 10;
+/// Bytes in the bounce buffer of each slot: a guest whose memory is never aligned has as many small
+/// requests under way as any other.
+const SMALL_BYTES: usize = 4096;
+/// Operations given to the kernel at a time: a device that gets a few while more are on their way
+/// answers a steady stream, one that gets a whole turn's answers in bursts, and idles between them.
+const SUBMIT_BATCH: usize = 4;
 /// How often an operation that the kernel interrupted is started again.
 const RETRIES_MAX: u8 = 8;
+
+/// Memory that the kernel takes in place of a request's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bounce {
+    /// The slot's own.
+    Small,
+    /// One of those for long operations.
+    Long(u8),
+}
 
 /// One operation in flight.
 #[derive(Clone, Copy)]
@@ -45,8 +61,8 @@ struct Slot {
     len: u32,
     segs: u16,
     retries: u8,
-    /// Index of the bounce buffer, if it needs one and has it.
-    bounce: Option<u8>,
+    /// The bounce buffer, if it needs one and has it.
+    bounce: Option<Bounce>,
     /// Bytes moved through the bounce buffer so far.
     moved: u32,
 }
@@ -76,7 +92,9 @@ pub struct UringBase {
     iovecs: Vec<libc::iovec>,
     bounce: Mapping,
     bounce_free: Vec<u8>,
-    /// Slots that wait for a bounce buffer.
+    /// `SMALL_BYTES` a slot.
+    small: Mapping,
+    /// Slots that wait for a bounce buffer for long operations.
     waiting: VecDeque<u16>,
     done: VecDeque<(Tag, BaseResult)>,
     /// This shard among those that flush the device.
@@ -112,6 +130,8 @@ impl UringBase {
             .map_err(|e| failed("registering the file", e))?;
         let bounce =
             Mapping::new(BOUNCE_COUNT * BOUNCE_BYTES).map_err(|e| failed("no bounce memory", e))?;
+        let small =
+            Mapping::new(SLOTS_MAX * SMALL_BYTES).map_err(|e| failed("no bounce memory", e))?;
         let lane = file.flushes().join();
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Ok(UringBase {
@@ -124,6 +144,7 @@ impl UringBase {
             iovecs: vec![empty; SLOTS_MAX * SEGS_MAX],
             bounce,
             bounce_free: (0..BOUNCE_COUNT as u8).rev().collect(),
+            small,
             waiting: VecDeque::with_capacity(SLOTS_MAX),
             done: VecDeque::with_capacity(SLOTS_MAX),
             lane,
@@ -193,15 +214,28 @@ impl UringBase {
             *iovec = libc::iovec { iov_base: addr, iov_len: seg.len };
         }
         if io.op != BaseOp::Flush && !self.aligned(segs) {
-            match self.bounce_free.pop() {
-                Some(buffer) => self.slots[usize::from(index)].bounce = Some(buffer),
-                None => {
-                    self.waiting.push_back(index);
-                    return;
-                }
+            let long = total > SMALL_BYTES;
+            let buffer =
+                if long { self.bounce_free.pop().map(Bounce::Long) } else { Some(Bounce::Small) };
+            if buffer.is_none() {
+                self.waiting.push_back(index);
+                return;
             }
+            self.slots[usize::from(index)].bounce = buffer;
         }
         self.push(index);
+        if self.ring.submission().len() >= SUBMIT_BATCH {
+            self.give();
+        }
+    }
+
+    /// Gives queued operations to the kernel; it may answer some already.
+    fn give(&mut self) {
+        if let Err(e) = self.ring.submit() {
+            // Out of some kernel resource for the moment, or a signal: the entries stay queued.
+            let again = matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY));
+            assert!(again, "io_uring_enter on our own ring: {e}");
+        }
     }
 
     /// Gives queued operations to the kernel, collects what is done. True if it did anything.
@@ -210,10 +244,8 @@ impl UringBase {
         let queued = !queue.is_empty();
         let call = queued || queue.taskrun() || queue.cq_overflow();
         drop(queue);
-        if call && let Err(e) = self.ring.submit() {
-            // Out of some kernel resource for the moment, or a signal: the entries stay queued.
-            let again = matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY));
-            assert!(again, "io_uring_enter on our own ring: {e}");
+        if call {
+            self.give();
         }
         let before = self.done.len();
         // Bounded: an operation that goes on after its completion does so in the next turn.
@@ -272,7 +304,7 @@ impl UringBase {
                 self.copy_piece(index);
             }
             let at = slot.offset + u64::from(slot.moved);
-            transfer(slot.op, file, self.bounce_at(buffer), len, at)
+            transfer(slot.op, file, self.bounce_at(index, buffer), len, at)
         } else if slot.segs == 1 {
             let base = self.iovecs[first].iov_base.cast();
             transfer(slot.op, file, base, slot.len, slot.offset)
@@ -341,10 +373,10 @@ impl UringBase {
         let slot = &mut self.slots[usize::from(index)];
         let buffer = slot.bounce.take();
         self.free.push(index);
-        let Some(buffer) = buffer else { return };
+        let Some(Bounce::Long(buffer)) = buffer else { return };
         match self.waiting.pop_front() {
             Some(next) => {
-                self.slots[usize::from(next)].bounce = Some(buffer);
+                self.slots[usize::from(next)].bounce = Some(Bounce::Long(buffer));
                 self.push(next);
             }
             None => self.bounce_free.push(buffer),
@@ -361,16 +393,25 @@ impl UringBase {
         self.done.push_back((tag, result));
     }
 
-    fn bounce_at(&self, buffer: u8) -> *mut u8 {
-        assert!(usize::from(buffer) < BOUNCE_COUNT);
-        // SAFETY: inside the mapping of BOUNCE_COUNT buffers.
-        unsafe { self.bounce.as_ptr().add(usize::from(buffer) * BOUNCE_BYTES) }
+    fn bounce_at(&self, index: u16, buffer: Bounce) -> *mut u8 {
+        match buffer {
+            Bounce::Small => {
+                assert!(usize::from(index) < SLOTS_MAX);
+                // SAFETY: inside the mapping of SLOTS_MAX buffers.
+                unsafe { self.small.as_ptr().add(usize::from(index) * SMALL_BYTES) }
+            }
+            Bounce::Long(buffer) => {
+                assert!(usize::from(buffer) < BOUNCE_COUNT);
+                // SAFETY: inside the mapping of BOUNCE_COUNT buffers.
+                unsafe { self.bounce.as_ptr().add(usize::from(buffer) * BOUNCE_BYTES) }
+            }
+        }
     }
 
     /// Copies the current piece between the slot's memory and its bounce buffer.
     fn copy_piece(&mut self, index: u16) {
         let slot = self.slots[usize::from(index)];
-        let mut bounce = self.bounce_at(slot.bounce.expect("a slot with a bounce buffer"));
+        let mut bounce = self.bounce_at(index, slot.bounce.expect("a slot with a bounce buffer"));
         let mut skip = slot.moved as usize;
         let mut left = piece_len(&slot) as usize;
         let first = usize::from(index) * SEGS_MAX;
@@ -379,7 +420,7 @@ impl UringBase {
             skip -= from;
             let count = (iovec.iov_len - from).min(left);
             // SAFETY: `from + count` lies inside the segment, which the host keeps mapped; the
-            // bounce buffer holds BOUNCE_BYTES and the pieces add up to at most that.
+            // bounce buffer holds a piece, of which these are parts.
             unsafe {
                 let memory = iovec.iov_base.cast::<u8>().add(from);
                 match slot.op {
@@ -403,6 +444,7 @@ impl Drop for UringBase {
     }
 }
 
+/// Bytes of the next piece; one that fits a slot's own bounce buffer is all there is.
 fn piece_len(slot: &Slot) -> u32 {
     (slot.len - slot.moved).min(BOUNCE_BYTES as u32)
 }

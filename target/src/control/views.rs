@@ -503,7 +503,7 @@ fn counters(stats: &Stats) -> BTreeMap<String, u64> {
         base_reads base_writes base_flushes
         journal_blocks journal_records
         cache_hits cache_misses cache_evictions
-        cache_compactions cache_compact_hits cache_promotions
+        cache_compactions cache_compact_hits cache_pieces cache_piece_hits cache_promotions
         checkpoints snapshots parked replayed_records dropped_records
     )
 }

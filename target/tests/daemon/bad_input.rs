@@ -120,7 +120,7 @@ fn engines_that_do_not_fit_the_memory_are_refused() {
     let mut daemon = Daemon::start(&dir, &[]);
     create_store(&mut daemon, &dir, "pool", 1);
     daemon.stop();
-    let mut daemon = Daemon::start(&dir, &["--cache-size", "1T"]);
+    let mut daemon = Daemon::start(&dir, &["--cache-size", "256G"]);
     let known = daemon.call(LaminaStoreInfo::default());
     assert_eq!(known.len(), 1, "it is listed, not open");
     let create = json!({ "name": "x", "path": dir.text("x"), "size": 128 * MIB });

@@ -208,7 +208,8 @@ fn what_is_written_is_read_and_survives_snapshots_restarts_and_crashes() {
 #[test]
 fn no_kick_is_lost_whatever_the_reactor_is_just_doing() {
     let dir = Dir::new();
-    let mut daemon = Daemon::start(&dir, &["--idle-us", "15"]);
+    // Up to 48 us, since its sleeps are short.
+    let mut daemon = Daemon::start(&dir, &["--idle-us", "3"]);
     daemon.call(LaminaStoreCreate {
         name: "fast".into(),
         path: "ram:64M".into(),

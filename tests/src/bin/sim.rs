@@ -175,10 +175,12 @@ fn main() -> ExitCode {
     println!("sim: {old} known seeds, {} seeds of {} operations", arguments.seeds, arguments.ops);
     let totals = run_all(&arguments, jobs);
     println!("sim: {} turns", totals.steps);
-    let CacheUse { misses, evictions, compactions, compact_hits, promotions } = totals.cache;
+    let CacheUse { misses, evictions, compactions, compact_hits, promotions, .. } = totals.cache;
+    let CacheUse { pieces, piece_hits, .. } = totals.cache;
     println!(
         "sim: node cache: {misses} nodes read, {evictions} evicted, {compactions} leaves packed, \
-         {compact_hits} reads from compact copies, {promotions} of them made nodes again"
+         {pieces} pieces kept, {compact_hits} reads from compact copies ({piece_hits} of them from \
+         pieces), {promotions} copies made nodes again"
     );
     println!(
         "sim: {} seeds, {} crashes, {} violations",

@@ -99,6 +99,10 @@ pub struct CacheUse {
     pub compactions: u64,
     /// Reads answered from compact copies.
     pub compact_hits: u64,
+    /// Pieces of leaves of many runs that were kept.
+    pub pieces: u64,
+    /// Reads answered from them; compact hits too.
+    pub piece_hits: u64,
     /// Compact copies made nodes again.
     pub promotions: u64,
 }
@@ -110,6 +114,8 @@ impl CacheUse {
         self.evictions += more.evictions;
         self.compactions += more.compactions;
         self.compact_hits += more.compact_hits;
+        self.pieces += more.pieces;
+        self.piece_hits += more.piece_hits;
         self.promotions += more.promotions;
     }
 }
@@ -121,6 +127,8 @@ impl From<Stats> for CacheUse {
             evictions: stats.cache_evictions,
             compactions: stats.cache_compactions,
             compact_hits: stats.cache_compact_hits,
+            pieces: stats.cache_pieces,
+            piece_hits: stats.cache_piece_hits,
             promotions: stats.cache_promotions,
         }
     }

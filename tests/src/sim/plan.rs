@@ -305,6 +305,18 @@ impl Plan {
         (self.command_permille, self.command_weights[10]) = (late.pick(&[80, 200]), 200);
     }
 
+    /// Single blocks here and there in a few leaves, which so have many runs, and are evicted and
+    /// read again between writes.
+    pub fn comb(&mut self, late: &mut Rng) {
+        (self.disks, self.window_blocks) = (late.pick(&[1, 2]), late.pick(&[64, 256]));
+        self.mix.weights = [late.pick(&[40, 60]), 40, 2, 4, 2, 0];
+        self.mix.lengths = [late.pick(&[0, 10]), 90, 2, 0, 0];
+        self.mix.hot_permille = 980;
+        self.command_permille = late.pick(&[10, 30]);
+        (self.burst, self.pause_ns) = (late.pick(&[1, 2]), late.pick(&[0, 20_000]));
+        self.squeeze = (late.pick(&[100, 400]), late.pick(&[2, 10]));
+    }
+
     /// Writes of guests now and then take far longer than everything else, while snapshots are
     /// taken, cloned and read.
     fn dawdle(&mut self, late: &mut Rng) {

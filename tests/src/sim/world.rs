@@ -131,10 +131,13 @@ impl World {
     /// The store could not be made.
     pub fn new(seed: u64, ops: u64, lie: Lie, log: bool) -> Result<World, String> {
         let mut rng = Rng::new(seed);
-        let mut plan = Plan::draw(&mut rng, &mut Rng::new(mix(seed ^ LATE)), ops);
-        // What known seeds have shown, they have shown without it.
+        let mut late = Rng::new(mix(seed ^ LATE));
+        let mut plan = Plan::draw(&mut rng, &mut late, ops);
+        // What known seeds have shown, they have shown without these.
         if regressions().iter().any(|(known, _)| *known == seed) {
             plan.squeeze = (0, 0);
+        } else if late.chance(70) {
+            plan.comb(&mut late);
         }
         if lie != Lie::None {
             plan.faults = Faults::default();
