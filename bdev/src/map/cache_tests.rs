@@ -187,16 +187,14 @@ fn model() {
             }
             (None, None) => {
                 dropped += found;
-                let new = || (content(&mut seed), step);
-                let leaf = disk.entry(key.0).or_insert_with(new);
+                let leaf = disk.entry(key.0).or_insert_with(|| (content(&mut seed), step));
                 let slot = inserted(&mut cache, key, leaf);
                 if kind == 1 {
                     change(&mut cache, slot, &mut leaf.0, &mut seed);
                 }
-                if kind != 0 {
-                    cache.unpin(slot);
-                } else {
-                    pinned.insert(key.0, slot);
+                match kind {
+                    0 => drop(pinned.insert(key.0, slot)),
+                    _ => cache.unpin(slot),
                 }
             }
         }
