@@ -45,8 +45,8 @@ pub struct Config {
     #[arg(long, value_name = "LIST", value_parser = parse_cores)]
     pub cores: Option<CoreList>,
 
-    /// Microseconds without work after which a reactor sleeps; up to 16 times that while its sleeps
-    /// turn out short
+    /// Microseconds without work after which a reactor sleeps; up to 16 times that while requests
+    /// come again soon
     #[arg(long, value_name = "US", default_value_t = 50)]
     pub idle_us: u32,
 

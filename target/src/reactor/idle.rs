@@ -1,16 +1,18 @@
 //! When a reactor stops polling: after a time in which it found nothing to do.
 //!
 //! ```text
-//!   work ──► polls for a window ──► sleeps ──► woken soon: the window doubles, up to 16 times
-//!                                        └──► woken late: it halves, down to what was set
+//!  work ├──── polls for a window ────┤──── sleeps ────┤ work      the gap between two turns with work
+//!
+//!  a short gap that it slept in: the window doubles, up to 16 times what was set
+//!  a long gap, slept in or not:  the window halves, down to what was set
 //! ```
 //!
 //! Waking a thread takes longer than many a device takes to answer. Who is woken again at once has
-//! not slept, but made everybody wait; so a reactor whose sleeps are short polls longer, and one
+//! not slept, but made everybody wait; so a reactor whose gaps are short polls through them, and one
 //! with a request now and then sleeps as soon as it was told to.
 
-/// A sleep this many times as long as the set time was worth it.
-const SHORT: u64 = 4;
+/// A gap this many times as long as the set time is long: sleeping is worth it.
+const LONG: u64 = 9;
 /// The longest window, in set times.
 const GROWN_MAX: u64 = 16;
 
@@ -19,38 +21,59 @@ const GROWN_MAX: u64 = 16;
 pub struct IdlePolicy {
     /// Nanoseconds of fruitless polling before sleep, as set; `None`: never sleep.
     spin_ns: Option<u64>,
-    /// The same, as sleeps have turned out.
+    /// The same, as gaps have turned out.
     window_ns: u64,
-    idle_since_ns: Option<u64>,
+    /// When the gap began, unless the last turn found work.
+    gap_since_ns: Option<u64>,
+    /// When the polling began that is to end in a sleep.
+    poll_since_ns: Option<u64>,
+    /// It has slept in this gap.
+    slept: bool,
 }
 
 impl IdlePolicy {
     /// Sleeps after `spin_us` microseconds without work, never with `busy_poll`.
     pub fn new(spin_us: u32, busy_poll: bool) -> IdlePolicy {
         let spin_ns = u64::from(spin_us) * 1000;
-        let set = (!busy_poll).then_some(spin_ns);
-        IdlePolicy { spin_ns: set, window_ns: spin_ns, idle_since_ns: None }
+        IdlePolicy {
+            spin_ns: (!busy_poll).then_some(spin_ns),
+            window_ns: spin_ns,
+            gap_since_ns: None,
+            poll_since_ns: None,
+            slept: false,
+        }
     }
 
-    /// A turn found work.
-    pub fn worked(&mut self) {
-        self.idle_since_ns = None;
+    /// A turn that ended at `now_ns` found work.
+    #[inline]
+    pub fn worked(&mut self, now_ns: u64) {
+        if let Some(since) = self.gap_since_ns.take() {
+            self.end_gap(now_ns.saturating_sub(since));
+        }
+    }
+
+    fn end_gap(&mut self, gap_ns: u64) {
+        self.poll_since_ns = None;
+        let slept = std::mem::take(&mut self.slept);
+        let Some(spin) = self.spin_ns else { return };
+        if gap_ns >= spin * LONG {
+            self.window_ns = (self.window_ns / 2).max(spin);
+        } else if slept {
+            self.window_ns = (self.window_ns * 2).min(spin * GROWN_MAX);
+        }
     }
 
     /// A turn that ended at `now_ns` found nothing: is it time to sleep?
     pub fn wants_sleep(&mut self, now_ns: u64) -> bool {
-        let since = *self.idle_since_ns.get_or_insert(now_ns);
+        self.gap_since_ns.get_or_insert(now_ns);
+        let since = *self.poll_since_ns.get_or_insert(now_ns);
         self.spin_ns.is_some() && now_ns.saturating_sub(since) >= self.window_ns
     }
 
-    /// A sleep has ended after so many nanoseconds.
-    pub fn slept(&mut self, slept_ns: u64) {
-        let Some(spin) = self.spin_ns else { return };
-        self.window_ns = if slept_ns < spin * SHORT {
-            (self.window_ns * 2).min(spin * GROWN_MAX)
-        } else {
-            (self.window_ns / 2).max(spin)
-        };
+    /// It slept, or could not after all; whatever the reason, it polls for a window again.
+    pub fn poll_again(&mut self, slept: bool) {
+        self.poll_since_ns = None;
+        self.slept |= slept;
     }
 }
 
@@ -69,37 +92,68 @@ pub fn timeout_ms(deadline_ns: Option<u64>, now_ns: u64) -> i32 {
 mod tests {
     use super::*;
 
+    /// How long it polls before a sleep, if its last gap has just ended, microseconds.
+    fn window(idle: &mut IdlePolicy) -> u64 {
+        let mut copy = *idle;
+        (0..).find(|&us| copy.wants_sleep(us * 1000)).expect("it sleeps some time")
+    }
+
+    /// A gap of so many microseconds, slept in if its window is shorter.
+    fn gap(idle: &mut IdlePolicy, us: u64) {
+        for at in (0..us).chain([us - 1]) {
+            if idle.wants_sleep(at * 1000) {
+                idle.poll_again(true);
+                break;
+            }
+        }
+        idle.worked(us * 1000);
+    }
+
     #[test]
     fn sleep_comes_after_the_set_time_without_work() {
         let mut idle = IdlePolicy::new(50, false);
         assert!(!idle.wants_sleep(1_000));
         assert!(!idle.wants_sleep(50_999));
         assert!(idle.wants_sleep(51_000));
-        idle.worked();
+        idle.worked(52_000);
         assert!(!idle.wants_sleep(60_000));
         assert!(idle.wants_sleep(110_000));
+        idle.poll_again(false);
+        assert!(!idle.wants_sleep(120_000) && idle.wants_sleep(170_000));
         assert!(IdlePolicy::new(0, false).wants_sleep(5));
     }
 
     #[test]
-    fn short_sleeps_lengthen_the_window_and_long_ones_take_it_back() {
+    fn short_gaps_are_polled_through_after_a_while_and_long_ones_are_not() {
         let mut idle = IdlePolicy::new(50, false);
-        let window = |idle: &mut IdlePolicy| {
-            idle.worked();
-            assert!(!idle.wants_sleep(0));
-            (0..).step_by(1000).find(|&now| idle.wants_sleep(now))
-        };
-        assert_eq!(window(&mut idle), Some(50_000));
-        for grown in [100_000, 200_000, 400_000, 800_000, 800_000] {
-            idle.slept(199_999);
-            assert_eq!(window(&mut idle), Some(grown));
+        for grown in [100, 200, 400] {
+            gap(&mut idle, 300);
+            assert_eq!(window(&mut idle), grown);
         }
-        for shrunk in [400_000, 200_000, 100_000, 50_000, 50_000] {
-            idle.slept(200_000);
-            assert_eq!(window(&mut idle), Some(shrunk));
+        for _ in 0..3 {
+            gap(&mut idle, 300);
+            assert_eq!(window(&mut idle), 400, "it no longer sleeps in these");
         }
+        gap(&mut idle, 449);
+        assert_eq!(window(&mut idle), 800);
+        // Long ones, though it polls through the first of them.
+        for shrunk in [400, 200, 100, 50, 50] {
+            gap(&mut idle, 450);
+            assert_eq!(window(&mut idle), shrunk);
+        }
+    }
+
+    #[test]
+    fn a_sleep_that_ends_for_nothing_is_none_of_the_gaps_ends() {
+        let mut idle = IdlePolicy::new(50, false);
+        for at in [100, 200, 300, 400] {
+            assert!(!idle.wants_sleep(at * 1000) && idle.wants_sleep((at + 50) * 1000));
+            idle.poll_again(true);
+        }
+        idle.worked(5_000_000);
+        assert_eq!(window(&mut idle), 50);
         let mut at_once = IdlePolicy::new(0, false);
-        at_once.slept(0);
+        gap(&mut at_once, 1);
         assert!(at_once.wants_sleep(1), "who is told not to poll never does");
     }
 

@@ -73,6 +73,10 @@ pub struct Settings {
     pub busy_poll: bool,
 }
 
+/// Whether guests whose kicks ended a sleep had anything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Served(bool);
+
 /// A reactor, on its own thread.
 struct Reactor {
     index: usize,
@@ -147,16 +151,17 @@ impl Reactor {
             self.counted.turns += 1;
             if worked {
                 self.counted.busy_ns += spent;
-                self.idle.worked();
+                self.idle.worked(now);
             } else {
                 self.counted.idle_ns += spent;
                 if self.idle.wants_sleep(now) {
-                    let asleep = self.sleep(now);
+                    let slept = self.sleep(now);
                     let woke = clock::now_ns();
-                    let slept = woke.saturating_sub(now);
-                    self.counted.idle_ns += slept;
-                    if asleep {
-                        self.idle.slept(slept);
+                    self.counted.idle_ns += woke.saturating_sub(now);
+                    // What else woke us has not been looked at yet.
+                    self.idle.poll_again(slept.is_some());
+                    if slept == Some(Served(true)) {
+                        self.idle.worked(woke);
                     }
                     now = woke;
                 }
@@ -279,16 +284,16 @@ impl Reactor {
         }
     }
 
-    /// Sleeps until there is something to do, if there is really nothing; false if it did not.
-    fn sleep(&mut self, now_ns: u64) -> bool {
+    /// Sleeps until there is something to do, if there is really nothing; `None` if it did not.
+    fn sleep(&mut self, now_ns: u64) -> Option<Served> {
         let deadline = self.shards.iter().filter_map(|shard| shard.deadline_ns(now_ns)).min();
         let timeout = timeout_ms(deadline, now_ns);
         if timeout == 0 {
-            return false;
+            return None;
         }
         let changed = self.shards_changed || self.shards.iter().any(|shard| shard.watch_changed());
         if changed && !self.watch_again() {
-            return false;
+            return None;
         }
         let mut quiet = true;
         for shard in &mut self.shards {
@@ -297,8 +302,8 @@ impl Reactor {
         if let Some(group) = &mut self.group {
             quiet &= group.prepare_sleep();
         }
-        let sleeps = quiet && self.mailbox.is_empty();
-        if sleeps {
+        let mut slept = None;
+        if quiet && self.mailbox.is_empty() {
             self.counted.sleeps += 1;
             self.counted.asleep = true;
             self.shared.publish(&self.counted);
@@ -306,19 +311,19 @@ impl Reactor {
             self.counted.asleep = false;
             self.counted.wakes += u64::from(events.len() > 0);
             self.kicked.extend(events.filter_map(kicked));
+            let mut served = false;
             for (shard, export) in self.kicked.drain(..) {
                 // A message may have come first that what the guest asks relies on, like a resize.
                 if self.mailbox.is_empty() {
-                    self.shards[shard].serve(export);
+                    served |= self.shards[shard].serve(export);
                 }
             }
+            slept = Some(Served(served));
         }
         for shard in &mut self.shards {
             shard.woken();
         }
-        // What woke us has not been looked at yet: poll for a while before the next sleep.
-        self.idle.worked();
-        sleeps
+        slept
     }
 
     /// Makes the epoll set anew. Taking single descriptors out would be wrong: a number that an
@@ -346,7 +351,6 @@ impl Reactor {
             // Out of descriptors or kernel memory: not asleep is slow but right.
             Err(e) => {
                 log::error(format!("no epoll set, polling on: {e}"));
-                self.idle.worked();
                 self.shards_changed = true;
                 false
             }

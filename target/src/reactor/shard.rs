@@ -531,25 +531,27 @@ impl Shard {
         }
     }
 
-    /// Takes what one export's guest asks, and answers what can be answered at once. The turn that
-    /// follows does the rest.
-    pub fn serve(&mut self, index: u16) {
+    /// Takes what one export's guest asks, and answers what can be answered at once; true if there
+    /// was anything. The turn that follows does the rest.
+    pub fn serve(&mut self, index: u16) -> bool {
         let Shard { engine, base, ahead, segs, exports, .. } = self;
         let place = usize::from(index)..usize::from(index) + 1;
-        let Some(export) = exports.get_mut(place) else { return };
+        let Some(export) = exports.get_mut(place) else { return false };
         if engine.state() != EngineState::Ready {
-            return;
+            return false;
         }
         let mut feed = Feed { engine, base, ahead, segs };
-        if poll_and_tell(export, &mut feed, BATCH_MAX).chains > 0 {
-            if self.drain()
-                && let Some(Some(slot)) = self.exports.get_mut(usize::from(index))
-            {
-                // Before the other hundred are looked at, whose lines are in no cache by now.
-                slot.export.publish();
-            }
-            self.base.enter();
+        if poll_and_tell(export, &mut feed, BATCH_MAX).chains == 0 {
+            return false;
         }
+        if self.drain()
+            && let Some(Some(slot)) = self.exports.get_mut(usize::from(index))
+        {
+            // Before the other hundred are looked at, whose lines are in no cache by now.
+            slot.export.publish();
+        }
+        self.base.enter();
+        true
     }
 }
 

@@ -257,7 +257,7 @@ fn a_store_with_many_idle_exports_costs_nothing() {
 #[test]
 fn no_completion_is_lost_between_two_sleeps() {
     let dir = Dir::new();
-    let mut daemon = Daemon::start(&dir, &["--idle-us", "20"]);
+    let mut daemon = Daemon::start(&dir, &["--idle-us", "3"]);
     create_store(&mut daemon, &dir, "pool", 1);
     create_disk(&mut daemon, "d", MIB);
     let sleeps = |daemon: &mut Daemon| daemon.call(LaminaStats::default()).reactors[0].sleeps;
