@@ -1,7 +1,7 @@
 //! When a reactor stops polling: after a time in which it found nothing to do.
 //!
 //! ```text
-//!  work ├──── polls for a window ────┤──── sleeps ────┤ work      the gap between two turns with work
+//!  work ├──── polls for a window ────┤──── sleeps ────┤ work      a gap
 //!
 //!  a short gap that it slept in: the window doubles, up to 16 times what was set
 //!  a long gap, slept in or not:  the window halves, down to what was set
