@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Waking a thread takes longer than many a device takes to answer. Who is woken again at once has
-//! not slept, but made everybody wait; so a reactor whose gaps are short polls through them, and one
-//! with a request now and then sleeps as soon as it was told to.
+//! not slept, but made everybody wait; so a reactor whose gaps are short polls through them, and
+//! one with a request now and then sleeps as soon as it was told to.
 
 /// A gap this many times as long as the set time is long: sleeping is worth it.
 const LONG: u64 = 9;
