@@ -66,7 +66,7 @@ impl Engine {
         let used = |op: &crate::slots::Op| op.stage != Stage::Free && op.tree == target.tree;
         let disk = self.disks[target.disk as usize].as_ref().expect("attached disks exist");
         let last = target.snap != 0 || disk.attached == 1;
-        if last && self.slots.ops.iter().any(used) {
+        if last && (self.slots.ops.iter().any(used) || self.straights.uses(target.tree)) {
             let text = "requests of that attachment are still in flight";
             return Err(error(ErrorKind::Busy, text));
         }

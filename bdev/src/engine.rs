@@ -7,6 +7,7 @@ use crate::background::walker::Walker;
 use crate::base_io::{BaseIo, BaseOp, BaseTraits};
 use crate::commands::{PendingSnapshot, Resize};
 use crate::control::{Command, CommandDone, SpaceUsage, StoreInfo};
+use crate::disk::straight::Straights;
 use crate::disk::{Disk, Root, Traffic};
 use crate::error::Error;
 use crate::format::label::StoreLabel;
@@ -28,7 +29,7 @@ use crate::slots::{Kind, List, Slots, Stage};
 use crate::space::Space;
 use crate::stats::Stats;
 use crate::status::{BaseError, Status};
-use crate::types::{BLOCK_SIZE, DiskId, Handle, SECTOR_SIZE, Tag, Uuid};
+use crate::types::{BLOCK_SIZE, DiskId, Handle, Tag, Uuid};
 use std::collections::VecDeque;
 
 /// Sizes that are fixed when an engine is made.
@@ -114,6 +115,7 @@ pub(crate) enum Class {
     Bitmap = 8,
     Walk = 9,
     Recover = 10,
+    Straight = 11,
 }
 
 /// Class in the top byte, 24 bits of generation, 32 bits of index.
@@ -138,6 +140,7 @@ pub struct Engine {
     pub(crate) now: u64,
     pub(crate) stats: Stats,
     pub(crate) slots: Slots,
+    pub(crate) straights: Straights,
     pub(crate) pages: Pages,
     pub(crate) cache: NodeCache,
     pub(crate) space: Space,
@@ -216,6 +219,7 @@ impl Engine {
             now: 0,
             stats: Stats::default(),
             slots: Slots::new(guests, SLOTS_INTERNAL),
+            straights: Straights::new(guests),
             pages: Pages::new(pages),
             cache: NodeCache::new(nodes),
             space: Space::new(Default::default()),
@@ -308,93 +312,6 @@ impl Engine {
         true
     }
 
-    #[inline]
-    pub(crate) fn check(&self, request: &Request, segs: &[Seg]) -> Result<Live, Status> {
-        let target = self.attached(request.handle).ok_or(Status::Detached)?;
-        let live = Live { tree: target.tree, disk: target.disk };
-        if segs.len() > SEGS_MAX {
-            return Err(Status::Invalid);
-        }
-        if request.op == Verb::Flush {
-            return Ok(live);
-        }
-        let aligned = (request.offset | request.len).is_multiple_of(SECTOR_SIZE as u64);
-        let carries = matches!(request.op, Verb::Read | Verb::Write);
-        // Places in a request's memory have 32 bits.
-        let long = carries && request.len > u64::from(u32::MAX);
-        if !aligned || request.len == 0 || long {
-            return Err(Status::Invalid);
-        }
-        let end = request.offset.checked_add(request.len).ok_or(Status::OutOfRange)?;
-        if end > self.target_size(target) {
-            return Err(Status::OutOfRange);
-        }
-        let bytes = match segs {
-            [one] => Some(one.len as u64),
-            _ => segs.iter().try_fold(0u64, |sum, seg| sum.checked_add(seg.len as u64)),
-        };
-        if carries && bytes != Some(request.len) {
-            return Err(Status::Invalid);
-        }
-        if request.op != Verb::Read && target.snap != 0 {
-            return Err(Status::ReadOnly);
-        }
-        Ok(live)
-    }
-
-    #[inline]
-    pub(crate) fn attached(&self, handle: Handle) -> Option<&Attached> {
-        let entry = self.attachments.get((handle.0 & 0xffff) as usize)?;
-        if u32::from(entry.generation) != handle.0 >> 16 {
-            return None;
-        }
-        entry.target.as_ref()
-    }
-
-    #[inline]
-    fn target_size(&self, target: &Attached) -> u64 {
-        if target.snap != 0 {
-            return target.size;
-        }
-        self.disks[target.disk as usize].as_ref().map_or(0, |disk| disk.size)
-    }
-
-    /// Counts a request that has ended well.
-    #[inline(always)]
-    pub(crate) fn count_done(&mut self, kind: Kind, tree: u32, disk: u32, len: u64) {
-        let traffic = match self.disks.get_mut(disk as usize) {
-            Some(Some(disk)) if tree < VIEW_TREES => Some(&mut disk.traffic),
-            _ => None,
-        };
-        match kind {
-            Kind::Read => {
-                self.stats.reads += 1;
-                self.stats.read_bytes += len;
-                if let Some(traffic) = traffic {
-                    traffic.reads += 1;
-                    traffic.read_bytes += len;
-                }
-            }
-            Kind::Write => {
-                self.stats.writes += 1;
-                self.stats.write_bytes += len;
-                if let Some(traffic) = traffic {
-                    traffic.writes += 1;
-                    traffic.write_bytes += len;
-                }
-            }
-            Kind::Discard | Kind::WriteZeroes => {
-                self.stats.discards += 1;
-                if let Some(traffic) = traffic {
-                    traffic.discards += 1;
-                    traffic.discard_bytes += len;
-                }
-            }
-            Kind::Flush => self.stats.flushes += 1,
-            Kind::Trim | Kind::Snapshot => {}
-        }
-    }
-
     /// Ends an operation and answers its request.
     pub(crate) fn finish(&mut self, index: u32, status: Status) {
         let op = &self.slots[index];
@@ -415,10 +332,7 @@ impl Engine {
 
     /// Reports a base operation. Panics on a tag that is not in flight.
     pub fn complete(&mut self, tag: Tag, result: Result<(), BaseError>) {
-        assert!(self.in_flight > 0, "a base operation completed that was never started");
-        self.in_flight -= 1;
-        self.checkpoint.waiting = false;
-        self.diffs.waiting = false;
+        self.note_completion();
         let class = (tag.0 >> 56) as u8;
         let (generation, index) = ((tag.0 >> 32) as u32 & 0xff_ffff, tag.0 as u32);
         match class {
@@ -434,6 +348,15 @@ impl Engine {
             _ => panic!("a tag of no known class"),
         }
         self.run_ready();
+    }
+
+    /// A base operation is over; those in the background may wait for just that.
+    #[inline]
+    pub(crate) fn note_completion(&mut self) {
+        assert!(self.in_flight > 0, "a base operation completed that was never started");
+        self.in_flight -= 1;
+        self.checkpoint.waiting = false;
+        self.diffs.waiting = false;
     }
 
     /// Once a turn, after submits and completes: closes the commit batch and takes background work
@@ -573,6 +496,11 @@ impl Engine {
     /// fill the cache for it.
     pub fn evict_nodes(&mut self, most: usize) {
         (0..most).take_while(|_| self.cache.squeeze()).for_each(drop);
+    }
+
+    /// Gives up all compact copies, as if nodes needed their place: for tests, too.
+    pub fn forget_copies(&mut self) {
+        self.cache.drop_pages();
     }
 
     /// Size in bytes of an attached disk or snapshot, and whether it is read-only.

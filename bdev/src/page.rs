@@ -132,7 +132,7 @@ pub(crate) fn crc_of(segs: &[Seg], at: usize, len: usize) -> u32 {
     while done < len {
         let take = (len - done).min(BLOCK_SIZE);
         copy_in(segs, at + done, &mut copy[..take]);
-        crc = crc32c::crc32c_append(crc, &copy[..take]);
+        crc = crate::crc32c::crc32c_append(crc, &copy[..take]);
         done += take;
     }
     crc
@@ -170,7 +170,7 @@ mod tests {
         copy_in(&segs, 512, &mut out);
         assert_eq!(&out[..188], &[1u8; 188]);
         assert_eq!(&out[188..], &[2u8; 324]);
-        assert_eq!(crc_of(&segs, 512, 512), crc32c::crc32c(&out));
+        assert_eq!(crc_of(&segs, 512, 512), crate::crc32c::crc32c(&out));
         zero_out(&segs, 690, 20);
         assert!(a[690..].iter().all(|&x| x == 0) && b[..10].iter().all(|&x| x == 0));
         assert_eq!((a[689], b[10]), (1, 2));

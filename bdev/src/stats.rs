@@ -45,6 +45,8 @@ pub struct Stats {
     pub cache_pieces: u64,
     /// Reads answered from such pieces; compact hits too.
     pub cache_piece_hits: u64,
+    /// Reads whose link was read where it lies, on a base that is memory.
+    pub cache_in_place: u64,
     /// Compact copies that were made nodes again, for a write or a read of several runs; hits too.
     pub cache_promotions: u64,
     /// Consistency points committed.

@@ -5,6 +5,7 @@
 //!                      ─► submit ─┬─ started by SPDK ─► done ring ─┐
 //!                                 ├─ no room now: tried again ─────┤
 //!                                 └─ bdev gone: failed at once ────┴─► poll
+//!  I/O that is one operation ─► hand_on ─► the bdev itself ─► Drive::below_done ─► handed_back
 //! ```
 
 use std::collections::VecDeque;
@@ -13,10 +14,13 @@ use std::sync::Arc;
 use lamina_bdev::limits::SEGS_MAX;
 use lamina_bdev::{BaseError, BaseOp, BaseTraits, Seg, Tag};
 use lamina_target::base::flushes::Others;
-use lamina_target::base::{BaseResult, HostBase, Operation, RamBase, Region};
+use lamina_target::base::{BaseResult, HandedOn, HostBase, Operation, RamBase, Region};
 
 use crate::device::{BaseDevice, Opened};
+use crate::disk::Backed;
 use crate::sys::base_io::{BaseIos, What};
+use crate::sys::bdev_io::BdevIo;
+use crate::sys::below;
 use crate::sys::channel::Channel;
 
 /// Operations on the bdev at one time, for each shard.
@@ -50,6 +54,10 @@ pub struct BdevBase {
     region: Region,
     lane: usize,
     ios: BaseIos,
+    /// I/O that was handed on, and not given back.
+    handed_on: usize,
+    /// One of them had no room, and is to be handed on again.
+    again: bool,
     refused: Option<Refused>,
     /// A flush that went well, until it is sure that no other has failed.
     unsure: Option<(Tag, Others)>,
@@ -67,6 +75,8 @@ impl BdevBase {
             region,
             lane,
             ios: BaseIos::new(IN_FLIGHT_MAX, SEGS_MAX),
+            handed_on: 0,
+            again: false,
             refused: None,
             unsure: None,
             done: VecDeque::with_capacity(IN_FLIGHT_MAX as usize),
@@ -92,6 +102,11 @@ impl BdevBase {
             self.finish(Tag(io.tag.0 & !FLUSH_BIT), io.op, Err(error));
             true
         })
+    }
+
+    /// Why operations fail now.
+    fn error(&self) -> BaseError {
+        if self.device.is_gone() { BaseError::Gone } else { BaseError::Io }
     }
 
     /// The operation is over, as far as the bdev is concerned.
@@ -142,7 +157,7 @@ impl HostBase for BdevBase {
     }
 
     fn release(&mut self) {
-        assert!(self.ios.in_flight() == 0, "let go with I/O in flight");
+        assert!(self.ios.in_flight() + self.handed_on == 0, "let go with I/O in flight");
         if let Some(Held { way: Way::Memory(ram), .. }) = &mut self.held {
             // Whoever drives it next may be another core.
             ram.settle();
@@ -193,6 +208,43 @@ impl HostBase for BdevBase {
         }
     }
 
+    fn room(&self) -> usize {
+        let by_io = matches!(self.held, Some(Held { way: Way::Io(_), .. }));
+        if !by_io || self.paused || self.refused.is_some() || self.again {
+            return 0;
+        }
+        (IN_FLIGHT_MAX as usize).saturating_sub(self.ios.in_flight() + self.handed_on)
+    }
+
+    fn hand_on(&mut self, number: u64, offset: u64) -> HandedOn {
+        let io = BdevIo::from_engine(number);
+        let offset = self.region.device_offset(offset, io.bytes() as usize);
+        let at = offset >> self.device.block_bytes().trailing_zeros();
+        self.handed_on += usize::from(!std::mem::take(&mut self.again));
+        let (io, rc) = match &self.held {
+            Some(Held { way: Way::Io(channel), opened }) => {
+                match below::start::<Backed, _>(&opened.desc, channel, io, at) {
+                    Ok(()) => return HandedOn::Started,
+                    Err(refused) => refused,
+                }
+            }
+            Some(_) | None => (io, -libc::ENODEV),
+        };
+        io.into_engine();
+        if rc == -libc::ENOMEM {
+            self.again = true;
+            return HandedOn::NotNow;
+        }
+        self.handed_on -= 1;
+        HandedOn::Failed(self.error())
+    }
+
+    fn handed_back(&mut self, good: bool) -> BaseResult {
+        assert!(self.handed_on > 0, "given back more than was handed on");
+        self.handed_on -= 1;
+        if good { Ok(()) } else { Err(self.error()) }
+    }
+
     fn enter(&mut self) -> bool {
         if let Some(Held { way: Way::Memory(ram), .. }) = &mut self.held {
             ram.settle();
@@ -203,7 +255,8 @@ impl HostBase for BdevBase {
             }
             self.refused = Some(refused);
         }
-        if self.device.is_gone() && self.ios.in_flight() == 0 && self.held.is_some() {
+        let idle = self.ios.in_flight() + self.handed_on == 0;
+        if self.device.is_gone() && idle && self.held.is_some() {
             self.release();
             return true;
         }
@@ -212,8 +265,7 @@ impl HostBase for BdevBase {
 
     fn poll(&mut self) -> Option<(Tag, BaseResult)> {
         while let Some((tag, good)) = self.ios.next_done() {
-            let error = if self.device.is_gone() { BaseError::Gone } else { BaseError::Io };
-            let result = if good { Ok(()) } else { Err(error) };
+            let result = if good { Ok(()) } else { Err(self.error()) };
             if tag & FLUSH_BIT == 0 {
                 return Some((Tag(tag), result));
             }
@@ -227,6 +279,6 @@ impl HostBase for BdevBase {
 
     fn in_flight(&self) -> usize {
         let waiting = usize::from(self.refused.is_some()) + usize::from(self.unsure.is_some());
-        self.ios.in_flight() + waiting + self.done.len()
+        self.ios.in_flight() + self.handed_on + waiting + self.done.len()
     }
 }

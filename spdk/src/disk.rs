@@ -74,6 +74,10 @@ impl Backend for Backed {
         self.0.drive.arrived(self, io);
     }
 
+    fn below_done(&self, io: BdevIo, good: bool) {
+        self.0.drive.below_done(self, io, good);
+    }
+
     fn channel_opened(&self) {
         self.0.channels.fetch_add(1, Ordering::Relaxed);
         self.0.drive.channel_opened();

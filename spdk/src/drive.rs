@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  submit on the owning thread ─► engine, as a call          (counted: local)
+//!       └─ one operation, nothing in its way ─► base, as a call ─► its answer is the I/O's
 //!  submit on another thread ─► message ─► owner ─► engine    (counted: sent)
 //!       └─ mostly such: "come here" ─► owner stops starting base I/O ─► none in flight
 //!                                  ─► channel given back ─► owner = that thread ─► channel there
@@ -15,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use lamina_bdev::limits::SEGS_MAX;
-use lamina_bdev::{Op, Request, Seg, Status};
-use lamina_target::base::Base;
+use lamina_bdev::{Handle, Op, Request, Seg, Status, Straight, Tag};
+use lamina_target::base::{Base, HandedOn};
 use lamina_target::log;
 use lamina_target::nvmf::devices::NVMF_INDEX;
 use lamina_target::reactor::clock;
@@ -26,7 +27,7 @@ use lamina_target::reactor::shard::Shard;
 
 use crate::disk::Backed;
 use crate::sys::backend::ChannelState;
-use crate::sys::bdev_io::{Answer, BdevIo, IoList, Kind};
+use crate::sys::bdev_io::{Answer, BdevIo, IoList, Kind, set_tag, tag_of};
 use crate::sys::disk::{backend, forward};
 use crate::sys::owned::Owned;
 use crate::sys::thread::{Polled, Poller, Thread};
@@ -60,6 +61,8 @@ pub struct Drive {
     home: Thread,
     mailbox: Arc<Mailbox<Message>>,
     core: Owned<Core>,
+    /// I/O that the base answered while the core was at work.
+    late: Owned<IoList>,
     /// Counted by the owner alone.
     local: AtomicU64,
     sent: AtomicU64,
@@ -78,6 +81,8 @@ struct Core {
     poller: Option<Poller>,
     /// I/O that the engine had no room for.
     waiting: IoList,
+    /// I/O that goes to the base itself, which had no room for it, and where there.
+    refused: Option<(u64, u64)>,
     /// Resets that wait for what is in flight on their disk.
     resets: IoList,
     segs: Vec<Seg>,
@@ -99,6 +104,7 @@ impl Drive {
             shard: None,
             poller: None,
             waiting: IoList::default(),
+            refused: None,
             resets: IoList::default(),
             segs: Vec::with_capacity(SEGS_MAX),
             dones: Vec::with_capacity(256),
@@ -108,6 +114,7 @@ impl Drive {
         let drive = Arc::new_cyclic(|me| Drive {
             me: me.clone(),
             core: Owned::new(&home, core),
+            late: Owned::new(&home, IoList::default()),
             home,
             mailbox,
             local: AtomicU64::new(0),
@@ -199,6 +206,31 @@ impl Drive {
         }
     }
 
+    /// The base is done with an I/O that was handed on to it.
+    pub fn below_done(&self, disk: &Backed, io: BdevIo, good: bool) {
+        // The shard does not move while anything is in flight.
+        let status = self.core.try_with(|core| core.ended(&io, good));
+        if let Some(status) = status {
+            disk.ended();
+            io.complete(Answer::Engine(status));
+            return;
+        }
+        io.set_good(good);
+        self.late.with(|late| late.push_back(io));
+    }
+
+    /// Answers what came back while the core was at work. True if there was any.
+    fn answer_late(&self) -> bool {
+        let mut any = false;
+        while let Some(io) = self.late.with(IoList::pop_front) {
+            let status = self.core.with(|core| core.ended(&io, io.good()));
+            backend::<Backed>(&io).ended();
+            io.complete(Answer::Engine(status));
+            any = true;
+        }
+        any
+    }
+
     /// Asks the owner for the shard, from the thread that it is to come to. `moving` is set.
     fn fetch(&self) {
         let me = self.me.upgrade().expect("called through a share");
@@ -280,6 +312,7 @@ impl Drive {
             let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
             let used = channels.iter().any(|(id, _)| *id == to.id());
             self.lonely.store(!used && to.id() != self.home.id(), Ordering::Relaxed);
+            self.late.give(&to);
             self.core.give(&to);
             drop(channels);
             self.moving.store(false, Ordering::Release);
@@ -300,8 +333,9 @@ impl Polled for Drive {
             // Asked for the shard, and it is not here yet.
             return false;
         }
+        let late = self.answer_late();
         let (mut worked, mut dones, asked) = self.core.with(|core| {
-            let worked = core.turn(&self.mailbox);
+            let worked = core.turn(&self.mailbox) | late;
             (worked, std::mem::take(&mut core.dones), core.asked.is_some())
         });
         // Whoever is told may come with the next I/O at once, so nothing is borrowed here.
@@ -312,6 +346,8 @@ impl Polled for Drive {
             worked = true;
         }
         let reset = self.core.with(|core| {
+            // Those whom these told may have come with I/O that is over already.
+            dones.append(&mut core.dones);
             core.dones = dones;
             core.next_reset()
         });
@@ -349,19 +385,25 @@ impl Core {
             }
             Some(kind) => {
                 disk.began();
-                let refused =
-                    if self.waiting.is_empty() { self.give(disk, kind, io) } else { Some(io) };
-                if let Some(io) = refused {
-                    self.waiting.push_back(io);
-                }
+                self.take(disk.handle(), kind, io);
                 (None, None)
             }
         }
     }
 
+    /// Gives an I/O to the engine, or lets it wait behind others.
+    fn take(&mut self, handle: Handle, kind: Kind, io: BdevIo) {
+        let refused = if self.waiting.is_empty() { self.give(handle, kind, io) } else { Some(io) };
+        if let Some(io) = refused {
+            self.waiting.push_back(io);
+        }
+    }
+
     /// Gives an I/O to the engine; back if that has no room for it.
-    fn give(&mut self, disk: &Backed, kind: Kind, io: BdevIo) -> Option<BdevIo> {
-        let Some(shard) = &mut self.shard else { return Some(io) };
+    fn give(&mut self, handle: Handle, kind: Kind, io: BdevIo) -> Option<BdevIo> {
+        if self.shard.is_none() {
+            return Some(io);
+        }
         let (op, len) = match kind {
             Kind::Read => (Op::Read, io.bytes()),
             Kind::Write => (Op::Write, io.bytes()),
@@ -370,18 +412,67 @@ impl Core {
             Kind::Flush | Kind::Reset | Kind::Abort => (Op::Flush, 0),
         };
         self.segs.clear();
-        if matches!(op, Op::Read | Op::Write) {
+        let carries = matches!(op, Op::Read | Op::Write);
+        if carries {
             io.segs(&mut self.segs);
         }
         let offset = if op == Op::Flush { 0 } else { io.offset() };
         let number = io.into_engine();
         assert!(number & !NUMBER == 0, "an address of more than 48 bits");
-        let cookie = PLACE | number;
-        let request = Request { cookie, handle: disk.handle(), op, offset, len, fua: false };
+        let request = Request { cookie: PLACE | number, handle, op, offset, len, fua: false };
+        if carries && self.go_straight(&request, number) {
+            return None;
+        }
+        let shard = self.shard.as_mut()?;
         match shard.submit(&request, &self.segs) {
             Some(true) => None,
             Some(false) | None => Some(BdevIo::from_engine(number)),
         }
+    }
+
+    /// Takes an I/O to the base at once, if that is all there is to it.
+    fn go_straight(&mut self, request: &Request, number: u64) -> bool {
+        let Some(shard) = &mut self.shard else { return false };
+        let Base::Host(base) = shard.base_mut() else { return false };
+        // Not past those that wait for the base already.
+        let room = base.room();
+        if room == 0 || room <= shard.engine().waiting_io() {
+            return false;
+        }
+        match shard.straight(request, &self.segs) {
+            Straight::No => false,
+            Straight::Zeroed => {
+                self.dones.push((request.cookie, Status::Ok));
+                true
+            }
+            Straight::Start { tag, offset } => {
+                set_tag(number, tag.0);
+                self.hand_on(number, offset);
+                true
+            }
+        }
+    }
+
+    /// Hands an I/O on to the base, as its operation from byte `offset` on.
+    fn hand_on(&mut self, number: u64, offset: u64) {
+        let shard = self.shard.as_mut().expect("it has I/O");
+        let Base::Host(base) = shard.base_mut() else { unreachable!("a base of this host") };
+        match base.hand_on(number, offset) {
+            HandedOn::Started => {}
+            HandedOn::NotNow => self.refused = Some((number, offset)),
+            HandedOn::Failed(error) => {
+                let status = shard.ended(Tag(tag_of(number)), Err(error));
+                self.dones.push((PLACE | number, status));
+            }
+        }
+    }
+
+    /// The base is done with an I/O that was handed on to it: how that is to be answered.
+    fn ended(&mut self, io: &BdevIo, good: bool) -> Status {
+        let shard = self.shard.as_mut().expect("it has I/O");
+        let Base::Host(base) = shard.base_mut() else { unreachable!("a base of this host") };
+        let result = base.handed_back(good);
+        shard.ended(Tag(io.tag()), result)
     }
 
     /// One turn. True if there was anything to do.
@@ -396,6 +487,10 @@ impl Core {
         if self.adopt_due {
             self.adopt_due = !shard.adopt();
         }
+        if let Some((number, offset)) = self.refused.take() {
+            self.hand_on(number, offset);
+        }
+        let Some(shard) = &mut self.shard else { return worked };
         worked |= shard.turn(clock::now_ns());
         shard.take_nvmf_dones(&mut self.dones);
         // Whatever waits and is given now is answered in a later turn.
@@ -403,8 +498,8 @@ impl Core {
         while let Some(io) = self.waiting.pop_front() {
             let disk = backend::<Backed>(&io);
             let kind = io.kind().expect("looked at when it came");
-            let disk = disk.share();
-            if let Some(io) = self.give(&disk, kind, io) {
+            let handle = disk.handle();
+            if let Some(io) = self.give(handle, kind, io) {
                 self.waiting.push_front(io);
                 break;
             }

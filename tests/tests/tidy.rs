@@ -23,6 +23,7 @@ const UNSAFE_FILES: &[&str] = &[
     "perf/src/memory.rs",
     "spdk/src/sys/app.rs",
     "spdk/src/sys/base_io.rs",
+    "spdk/src/sys/below.rs",
     "spdk/src/sys/bdev_io.rs",
     "spdk/src/sys/channel.rs",
     "spdk/src/sys/disk.rs",

@@ -44,10 +44,21 @@ pub enum AtOnce {
 
 /// The blocks of a request that lies within one leaf.
 #[derive(Clone, Copy)]
-struct Blocks {
-    leaf: u64,
-    first: u16,
-    count: u16,
+pub(crate) struct Blocks {
+    pub leaf: u64,
+    pub first: u16,
+    pub count: u16,
+}
+
+/// Where the bytes of a read are.
+pub(crate) struct ReadPlace {
+    pub blocks: Blocks,
+    /// Its leaf in the cache; [`NONE`]: that has a compact copy.
+    pub leaf: u32,
+    /// First block; 0: a hole.
+    pub start: u64,
+    /// Byte in that block.
+    pub inner: usize,
 }
 
 impl Engine {
@@ -83,52 +94,71 @@ impl Engine {
 
     #[inline(always)]
     fn read_at_once(&mut self, request: &Request, segs: &[Seg], target: Live) -> AtOnce {
-        let Some(Blocks { leaf, first, .. }) = blocks_of(request) else { return AtOnce::No };
-        let (inner, bytes) = (request.offset as usize % BLOCK_SIZE, request.len as usize);
-        let start = match self.leaf_at_hand(target.tree, leaf) {
-            Some(slot) => {
-                let links = &self.cache.links[slot as usize][usize::from(first)..];
-                let (start, len) = run_of(links, inner, bytes);
-                if len < bytes || start == node::LOST {
-                    return AtOnce::No;
-                }
-                self.cache.refer(slot);
-                start
-            }
-            None => {
-                let run = self.compact_run(target.tree, leaf, first, inner + bytes);
-                let Some(start) = run else { return AtOnce::No };
-                start
-            }
-        };
+        let Some(place) = self.place_of_read(request, target.tree) else { return AtOnce::No };
+        let ReadPlace { start, inner, .. } = place;
         self.count_done(Kind::Read, target.tree, target.disk, request.len);
         if start == 0 {
-            zero_out(segs, 0, bytes);
+            zero_out(segs, 0, request.len as usize);
             return AtOnce::Zeroed;
         }
         self.stats.base_reads += 1;
         AtOnce::Move { offset: start * BLOCK_SIZE as u64 + inner as u64 }
     }
 
-    fn write_at_once(&mut self, request: &Request, target: Live) -> AtOnce {
-        let whole = (request.offset | request.len).is_multiple_of(BLOCK_SIZE as u64);
-        let waits = self.failed.is_some() || request.fua || !whole;
-        let Some(Blocks { leaf, first, count }) = blocks_of(request).filter(|_| !waits) else {
-            return AtOnce::No;
+    /// Where a read's bytes are, if that is known and in one piece.
+    #[inline(always)]
+    pub(crate) fn place_of_read(&mut self, request: &Request, tree: u32) -> Option<ReadPlace> {
+        let blocks = blocks_of(request)?;
+        let Blocks { leaf, first, .. } = blocks;
+        let (inner, bytes) = (request.offset as usize % BLOCK_SIZE, request.len as usize);
+        let Some(slot) = self.leaf_at_hand(tree, leaf) else {
+            let start = self.compact_run(tree, leaf, first, inner + bytes)?;
+            return Some(ReadPlace { blocks, leaf: NONE, start, inner });
         };
-        let Some(slot) = self.leaf_at_hand(target.tree, leaf) else { return AtOnce::No };
-        if self.held_up(slot, first, count) {
-            return AtOnce::No;
-        }
-        if !self.can_overwrite(slot, target.disk, first, count) {
-            return self.redirect_at_once(request, target, Blocks { leaf, first, count }, slot);
-        }
         let links = &self.cache.links[slot as usize][usize::from(first)..];
-        let (start, len) = run_of(links, 0, request.len as usize);
-        if len < request.len as usize {
-            return AtOnce::No;
+        let (start, len) = run_of(links, inner, bytes);
+        if len < bytes || start == node::LOST {
+            return None;
         }
         self.cache.refer(slot);
+        Some(ReadPlace { blocks, leaf: slot, start, inner })
+    }
+
+    /// The blocks of a write and their leaf in the cache, if it is of whole blocks and nothing
+    /// holds it up.
+    #[inline(always)]
+    pub(crate) fn place_of_write(&mut self, request: &Request, tree: u32) -> Option<(Blocks, u32)> {
+        let whole = (request.offset | request.len).is_multiple_of(BLOCK_SIZE as u64);
+        if self.failed.is_some() || request.fua || !whole {
+            return None;
+        }
+        let blocks = blocks_of(request)?;
+        let slot = self.leaf_at_hand(tree, blocks.leaf)?;
+        let free = !self.held_up(slot, blocks.first, blocks.count);
+        free.then_some((blocks, slot))
+    }
+
+    /// The first of the blocks that may be overwritten, if they are one run.
+    #[inline(always)]
+    pub(crate) fn run_to_overwrite(&mut self, slot: u32, blocks: Blocks) -> Option<u64> {
+        let bytes = usize::from(blocks.count) * BLOCK_SIZE;
+        let links = &self.cache.links[slot as usize][usize::from(blocks.first)..];
+        let (start, len) = run_of(links, 0, bytes);
+        if len < bytes {
+            return None;
+        }
+        self.cache.refer(slot);
+        Some(start)
+    }
+
+    fn write_at_once(&mut self, request: &Request, target: Live) -> AtOnce {
+        let Some((blocks, slot)) = self.place_of_write(request, target.tree) else {
+            return AtOnce::No;
+        };
+        if !self.can_overwrite(slot, target.disk, blocks.first, blocks.count) {
+            return self.redirect_at_once(request, target, blocks, slot);
+        }
+        let Some(start) = self.run_to_overwrite(slot, blocks) else { return AtOnce::No };
         self.count_done(Kind::Write, target.tree, target.disk, request.len);
         self.stats.writes_in_place += 1;
         self.stats.base_writes += 1;
@@ -178,7 +208,7 @@ impl Engine {
 }
 
 /// Where a request lies, if within one leaf.
-fn blocks_of(request: &Request) -> Option<Blocks> {
+pub(crate) fn blocks_of(request: &Request) -> Option<Blocks> {
     let last = request.offset + request.len - 1;
     let leaf = request.offset >> (12 + LEVEL_BITS);
     let (first, end) = (request.offset >> 12, (last >> 12) + 1);

@@ -6,7 +6,9 @@
 
 pub(crate) mod at_once;
 pub(crate) mod discard;
+pub(crate) mod in_place;
 pub(crate) mod read;
+pub(crate) mod straight;
 pub(crate) mod versions;
 pub(crate) mod write;
 

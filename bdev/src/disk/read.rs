@@ -69,6 +69,8 @@ impl Engine {
         let one = self.slots[index].count == 1;
         let found = match loading {
             Some(slot) if one => Found::Loading(slot),
+            // A compact copy would have answered.
+            None if one && cached.is_none() => self.find_way(tree, leaf),
             _ => self.find_leaf(tree, leaf),
         };
         match found {
@@ -138,33 +140,42 @@ impl Engine {
     }
 
     fn enter_lane(&mut self, index: u32) {
+        let op = &self.slots[index];
+        let first = op.leaf_index * LINKS as u64 + u64::from(op.first);
+        let lane = self.begin_read(op.tree, op.disk, first, op.count);
         let op = &mut self.slots[index];
-        op.lane = self.lane as u8;
-        op.in_lane = true;
-        self.readers[self.lane] += 1;
-        self.count_reading(index, true);
+        (op.lane, op.in_lane) = (lane, true);
     }
 
     fn leave_lane(&mut self, index: u32) {
-        self.count_reading(index, false);
         let op = &mut self.slots[index];
         assert!(std::mem::take(&mut op.in_lane));
-        self.readers[op.lane as usize] -= 1;
+        let first = op.leaf_index * LINKS as u64 + u64::from(op.first);
+        let (lane, tree, disk, count) = (op.lane, op.tree, op.disk, op.count);
+        self.end_read(lane, tree, disk, first, count);
     }
 
-    /// Notes (or forgets) that a read of these blocks is in flight.
-    fn count_reading(&mut self, index: u32, begin: bool) {
-        if self.reading.is_empty() {
-            return;
+    /// From now on a read of these blocks of a disk is in flight, whose base blocks are not given
+    /// out again until it ends: the lane that it is counted in.
+    #[inline]
+    pub(crate) fn begin_read(&mut self, tree: u32, disk: u32, first: u64, count: u16) -> u8 {
+        self.readers[self.lane] += 1;
+        if !self.reading.is_empty() && tree < VIEW_TREES {
+            for block in first..first + u64::from(count) {
+                self.reading[reading_cell(disk, block)] += 1;
+            }
         }
-        let op = &self.slots[index];
-        if op.tree >= VIEW_TREES {
-            return;
-        }
-        let (disk, first) = (op.disk, op.leaf_index * LINKS as u64 + u64::from(op.first));
-        for block in first..first + u64::from(op.count) {
-            let cell = &mut self.reading[reading_cell(disk, block)];
-            *cell = if begin { *cell + 1 } else { *cell - 1 };
+        self.lane as u8
+    }
+
+    /// The reverse of [`Engine::begin_read`].
+    #[inline]
+    pub(crate) fn end_read(&mut self, lane: u8, tree: u32, disk: u32, first: u64, count: u16) {
+        self.readers[usize::from(lane)] -= 1;
+        if !self.reading.is_empty() && tree < VIEW_TREES {
+            for block in first..first + u64::from(count) {
+                self.reading[reading_cell(disk, block)] -= 1;
+            }
         }
     }
 
@@ -269,22 +280,28 @@ impl Engine {
         );
         op.outstanding -= 1;
         if let Err(error) = result {
-            op.status = match error {
-                BaseError::NoSpace => Status::NoSpace,
-                BaseError::Io | BaseError::Gone => Status::IoError,
-            };
-            let no_space = op.status == Status::NoSpace;
             // Nothing more of this part is issued.
             if op.stage == Stage::Reading {
                 op.part_bytes = op.issued;
             }
-            if no_space {
-                self.data_found_no_space();
-            }
+            self.slots[index].status = self.status_of(error);
         }
         let op = &self.slots[index];
         if op.outstanding == 0 || op.stage == Stage::Reading {
             self.advance(index);
+        }
+    }
+}
+
+impl Engine {
+    /// What a request is answered whose data could not be moved.
+    pub(crate) fn status_of(&mut self, error: BaseError) -> Status {
+        match error {
+            BaseError::NoSpace => {
+                self.data_found_no_space();
+                Status::NoSpace
+            }
+            BaseError::Io | BaseError::Gone => Status::IoError,
         }
     }
 }

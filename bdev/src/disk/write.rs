@@ -164,7 +164,7 @@ impl Engine {
         self.cache.unpin(slot);
     }
 
-    fn wake_leaf(&mut self, slot: u32) {
+    pub(crate) fn wake_leaf(&mut self, slot: u32) {
         let meta = &mut self.cache.meta[slot as usize];
         let mut waiters = std::mem::replace(&mut meta.waiters, crate::slots::List::EMPTY);
         while let Some(op) = waiters.pop(&mut self.slots) {
@@ -444,7 +444,7 @@ impl Engine {
                 let tag = tag(Class::Op, op.generation, index);
                 self.issue(tag, BaseOp::Write, run.pba, addr, len as u32);
                 if checked {
-                    self.slots[index].runs[i].crc = crc32c::crc32c(self.pages.bytes(page));
+                    self.slots[index].runs[i].crc = crate::crc32c::crc32c(self.pages.bytes(page));
                 }
             } else {
                 if checked {
@@ -508,8 +508,12 @@ impl Engine {
     /// Snapshots taken while this in-place write was in flight settle when the last one is done.
     fn in_place_done(&mut self, index: u32) {
         let op = &self.slots[index];
-        let epoch = op.epoch;
-        let disk = self.disks[op.disk as usize].as_mut().expect("attached");
+        self.in_place_over(op.disk, op.epoch);
+    }
+
+    /// The same, for one admitted in `epoch` of its disk.
+    pub(crate) fn in_place_over(&mut self, disk: u32, epoch: u64) {
+        let disk = self.disks[disk as usize].as_mut().expect("attached");
         disk.in_place -= 1;
         if epoch != disk.epoch {
             for snap in disk.snaps.iter_mut().rev().take_while(|s| s.id >= epoch) {

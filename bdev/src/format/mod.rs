@@ -168,7 +168,7 @@ pub(crate) fn seal(block: &mut Block, header: &Header) {
         reserved: [0; 6],
     };
     block[at..at + HEADER_LEN].copy_from_slice(raw.as_bytes());
-    raw.crc = U32::new(crc32c::crc32c(block));
+    raw.crc = U32::new(crate::crc32c::crc32c(block));
     block[at..at + HEADER_LEN].copy_from_slice(raw.as_bytes());
 }
 
@@ -222,9 +222,9 @@ pub(crate) fn generation_of(block: &Block) -> u64 {
 /// crc32c of the block with the checksum field of the header at `at` taken as zero.
 pub(crate) fn checksum(block: &Block, at: usize) -> u32 {
     let crc_at = at + 8;
-    let crc = crc32c::crc32c(&block[..crc_at]);
-    let crc = crc32c::crc32c_append(crc, &[0; 4]);
-    crc32c::crc32c_append(crc, &block[crc_at + 4..])
+    let crc = crate::crc32c::crc32c(&block[..crc_at]);
+    let crc = crate::crc32c::crc32c_append(crc, &[0; 4]);
+    crate::crc32c::crc32c_append(crc, &block[crc_at + 4..])
 }
 
 /// The payload of a block whose header comes first.

@@ -41,6 +41,9 @@ const STAMP_BITS: u64 = 0xfff << STAMP_SHIFT;
 const STAMPS_AT: usize = EXTRA_AT + EXTRA_LEN;
 const STAMPS_LEN: usize = LINKS / 2 * 3;
 const _: () = assert!(STAMPS_AT + STAMPS_LEN + LINKS / 4 <= BLOCK_SIZE, "two bits a link are left");
+/// In RAM, of a link to a leaf: the leaf has been read from there and checked.
+pub(crate) const CHECKED: u64 = 1 << 63;
+const _: () = assert!(CHECKED & (ON_DISK | STAMP_BITS) == 0);
 /// Points that stamps tell apart: a prime, so that no round number of points between two writes to
 /// one block makes them look alike.
 const STAMPS: u64 = 4093;
@@ -232,9 +235,21 @@ pub(crate) fn read_links(block: &Block, links: &mut [u64; LINKS], level: u8) {
 /// A link as it lies on disk.
 #[inline]
 fn link_at(block: &Block, place: usize) -> u64 {
-    // A whole word, of which the upper bytes are the next link's, or come after the last.
-    let word: [u8; 8] = block[6 * place..6 * place + 8].try_into().expect("8 bytes");
+    link_of(block[6 * place..6 * place + 8].try_into().expect("8 bytes"))
+}
+
+/// The link at the head of a whole word, of which the upper bytes are the next link's, or come
+/// after the last.
+#[inline]
+pub(crate) fn link_of(word: [u8; 8]) -> u64 {
     u64::from_le_bytes(word) & ON_DISK
+}
+
+/// Where in a node's block that word of a link is, bytes.
+#[inline]
+pub(crate) fn link_offset(place: u16) -> u64 {
+    assert!(usize::from(place) < LINKS);
+    6 * u64::from(place)
 }
 
 /// Where `N` links of a leaf from `first` on lead: blocks, 0 for a hole, or [`LOST`].

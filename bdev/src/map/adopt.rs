@@ -42,6 +42,9 @@ impl Engine {
             true => Ok(Adopted::Pieces),
             false => self.take_over(slot, key, page, &info).map(|()| Adopted::Node),
         });
+        if taken.is_ok() && key.level() == 0 {
+            self.note_checked(key, node);
+        }
         taken.map_err(|damage| {
             self.tell_damage(key, node, damage);
             Status::Corrupt
@@ -79,15 +82,15 @@ impl Engine {
             if !node::linkable(&links, &self.space.geometry) {
                 return Err(Damage::Content);
             }
-            if !self.cache.has_piece(key, first) {
-                if !self.cache.keep_piece(key, first, &links) {
-                    return Ok(false);
-                }
-                self.stats.cache_pieces += 1;
+            // There is none yet: who wanted it would have been answered from it.
+            if !self.cache.keep_piece(key, first, &links) {
+                return Ok(false);
             }
+            self.stats.cache_pieces += 1;
         }
         // One may have had to give way to another.
-        Ok(firsts.into_iter().all(|first| self.cache.has_piece(key, first)))
+        let several = wanted.count_ones() > 1;
+        Ok(!several || firsts.into_iter().all(|first| self.cache.has_piece(key, first)))
     }
 
     /// Puts all of a node into its slot.

@@ -37,19 +37,33 @@ struct Page {
     free: u64,
     /// Where records begin.
     heads: u64,
-    /// Records used since the last look.
+    /// Records used since the last look, and those used more than once.
     marks: u64,
+    again: u64,
+    /// One was used since CLOCK came by, which does not take the marks from those who look for
+    /// room.
+    used: bool,
     /// Its place in the list of pages.
     place: u32,
     /// Looks since one of its records was used.
     rounds: u32,
 }
 
+impl Page {
+    /// Records used since the last look. Those used more than once count as used until the next.
+    fn looked_at(&mut self) -> u64 {
+        let again = std::mem::take(&mut self.again);
+        std::mem::replace(&mut self.marks, again)
+    }
+}
+
 pub(crate) struct Compact {
     /// Records by key, and for each place a byte of its key's hash, so that a probe looks at few
-    /// records of others; 0 is an empty place.
+    /// records of others; 0 is an empty place. And how far behind the place where the search for
+    /// the key begins it is, so that a gap is closed without a look at records.
     table: Vec<u32>,
     tags: Vec<u8>,
+    behind: Vec<u8>,
     mask: usize,
     records: usize,
     /// Records that are pieces.
@@ -69,7 +83,7 @@ pub(crate) struct Compact {
 
 /// Bytes of the table of a cache with so many slots.
 pub(crate) fn table_bytes(slots: usize) -> usize {
-    places(slots) * (size_of::<u32>() + size_of::<u8>())
+    places(slots) * (size_of::<u32>() + 2 * size_of::<u8>())
 }
 
 fn places(slots: usize) -> usize {
@@ -87,6 +101,7 @@ impl Compact {
         Compact {
             table: vec![NONE; places],
             tags: vec![0; places],
+            behind: vec![0; places],
             mask: places - 1,
             records: 0,
             piece_count: 0,
@@ -107,9 +122,20 @@ impl Compact {
         self.pages.resize(slots, Page::default());
     }
 
+    /// True if most records are pieces.
+    #[inline]
+    pub fn mostly_pieces(&self) -> bool {
+        2 * self.piece_count > self.records
+    }
+
     /// Slots that are pages.
     pub fn page_count(&self) -> usize {
         self.list.len()
+    }
+
+    /// The page that was opened last, or was moved to its place in the list.
+    pub fn last_page(&self) -> Option<u32> {
+        self.list.last().copied()
     }
 
     /// True if one more page is worth having.
@@ -125,8 +151,8 @@ impl Compact {
     /// Where the search for a key begins, and its tag.
     #[inline]
     fn home(&self, key: u64) -> (usize, u8) {
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((hash >> 20) as usize & self.mask, (hash >> 56) as u8 | 1)
+        let hash = Key(key).hash();
+        (hash as usize & self.mask, (hash >> 56) as u8 | 1)
     }
 
     /// Where in the table a key is, of whichever era.
@@ -174,7 +200,11 @@ impl Compact {
 
     #[inline]
     fn mark(&mut self, record: u32) {
-        self.pages[record as usize / UNITS].marks |= 1 << (record as usize % UNITS);
+        let (page, bit) =
+            (&mut self.pages[record as usize / UNITS], 1 << (record as usize % UNITS));
+        page.again |= page.marks & bit;
+        page.marks |= bit;
+        page.used = true;
     }
 
     /// Gives up what there is of pieces of a leaf, which is to be a node.
@@ -216,13 +246,14 @@ impl Compact {
         }
     }
 
-    /// True if a page is worth less than the node that could be in its slot: none of its records
-    /// has been used for as many looks as there are, where a node gets one.
-    pub fn is_cold(&mut self, slot: u32) -> bool {
+    /// Whether a page is worth less than the node that could be in its slot: none of its records
+    /// has been used for as many looks as there are, where a node gets one. And whether one has
+    /// been used since the last look.
+    pub fn look_at(&mut self, slot: u32) -> (bool, bool) {
         let page = &mut self.pages[slot as usize];
-        let used = std::mem::take(&mut page.marks) != 0;
+        let used = std::mem::take(&mut page.used);
         page.rounds = if used { 0 } else { page.rounds + 1 };
-        page.rounds > page.heads.count_ones()
+        (page.rounds > page.heads.count_ones(), used)
     }
 
     /// Puts a record into a page that has room. False: none was found.
@@ -253,12 +284,14 @@ impl Compact {
     /// Gives up records that have not been used, until one of so many units may find room.
     pub fn make_room(&mut self, links: &Links, words: &[u64]) {
         let units = words.len() / UNIT_WORDS;
+        // If it is the table that is full, this page may have room for ever: all take their turn.
+        self.filling += usize::from(self.records == self.records_max);
         for _ in 0..TRIES.min(self.list.len()) {
             if self.filling >= self.list.len() {
                 self.filling = 0;
             }
             let slot = self.list[self.filling];
-            let cold = !std::mem::take(&mut self.pages[slot as usize].marks);
+            let cold = !self.pages[slot as usize].looked_at();
             self.drop_of(links, slot, cold);
             let room = room(self.pages[slot as usize].free, units).is_some();
             if room && self.records < self.records_max {
@@ -271,46 +304,65 @@ impl Compact {
     /// Into the page that is being filled.
     fn put(&mut self, links: &mut Links, words: &[u64]) -> bool {
         let slot = self.list[self.filling];
-        let page = &mut self.pages[slot as usize];
         let units = words.len() / UNIT_WORDS;
-        let Some(unit) = room(page.free, units) else { return false };
-        page.free &= !(span(units) << unit);
-        page.heads |= 1 << unit;
-        let at = unit * UNIT_WORDS;
-        links[slot as usize][at..at + words.len()].copy_from_slice(words);
-        self.records += 1;
-        self.piece_count += usize::from(Key(words[0]).is_piece());
-        let (mut at, tag) = self.home(words[0]);
+        let Some(unit) = room(self.pages[slot as usize].free, units) else { return false };
+        let (home, tag) = self.home(words[0]);
+        let mut at = home;
         while self.tags[at] != 0 {
             at = (at + 1) & self.mask;
         }
+        let Ok(behind) = u8::try_from(at.wrapping_sub(home) & self.mask) else { return false };
+        let page = &mut self.pages[slot as usize];
+        page.free &= !(span(units) << unit);
+        page.heads |= 1 << unit;
+        let from = unit * UNIT_WORDS;
+        links[slot as usize][from..from + words.len()].copy_from_slice(words);
+        self.records += 1;
+        self.piece_count += usize::from(Key(words[0]).is_piece());
         self.table[at] = slot * UNITS as u32 + unit as u32;
-        self.tags[at] = tag;
+        (self.tags[at], self.behind[at]) = (tag, behind);
         true
     }
 
     /// Removes those records of a page that `which` has.
     fn drop_of(&mut self, links: &Links, slot: u32, which: u64) {
-        let mut left = self.pages[slot as usize].heads & which;
+        let all = self.pages[slot as usize].heads & which;
+        // None has been used lately: their lines are asked for together.
+        let mut heads = [(0, 0); UNITS];
+        let mut left = all;
         while left != 0 {
             let unit = left.trailing_zeros();
             left &= left - 1;
-            self.remove(links, slot * UNITS as u32 + unit);
+            let words = words_of(links, slot * UNITS as u32 + unit);
+            heads[unit as usize] = (words[0], words[1]);
+        }
+        left = all;
+        while left != 0 {
+            let unit = left.trailing_zeros();
+            left &= left - 1;
+            let (key, word) = heads[unit as usize];
+            self.remove_of(slot * UNITS as u32 + unit, Key(key), units_of(&[key, word]));
             self.evictions += 1;
         }
     }
 
     fn remove(&mut self, links: &Links, record: u32) {
         let words = words_of(links, record);
+        self.remove_of(record, Key(words[0]), units_of(words));
+    }
+
+    /// Removes a record with that key of so many units.
+    fn remove_of(&mut self, record: u32, key: Key, units: usize) {
         let (slot, unit) = (record as usize / UNITS, record as usize % UNITS);
         let page = &mut self.pages[slot];
         assert!(page.heads >> unit & 1 == 1, "a compact copy was removed twice");
         page.heads &= !(1 << unit);
         page.marks &= !(1 << unit);
-        page.free |= span(units_of(words)) << unit;
+        page.again &= !(1 << unit);
+        page.free |= span(units) << unit;
         self.records -= 1;
-        self.piece_count -= usize::from(Key(words[0]).is_piece());
-        let (mut at, _) = self.home(words[0]);
+        self.piece_count -= usize::from(key.is_piece());
+        let (mut at, _) = self.home(key.0);
         while self.table[at] != record {
             assert_ne!(self.tags[at], 0, "a compact copy is not in the table");
             at = (at + 1) & self.mask;
@@ -318,9 +370,10 @@ impl Compact {
         // Close the gap, so that probes never need tombstones.
         let mut next = (at + 1) & self.mask;
         while self.tags[next] != 0 {
-            let (home, _) = self.home(words_of(links, self.table[next])[0]);
-            if next.wrapping_sub(home) & self.mask >= next.wrapping_sub(at) & self.mask {
+            let by = next.wrapping_sub(at) & self.mask;
+            if usize::from(self.behind[next]) >= by {
                 (self.table[at], self.tags[at]) = (self.table[next], self.tags[next]);
+                self.behind[at] = self.behind[next] - by as u8;
                 at = next;
             }
             next = (next + 1) & self.mask;
@@ -379,8 +432,11 @@ impl Compact {
                 pieces += usize::from(Key(words[0]).is_piece());
                 let at = self.probe(links, Key(words[0])).expect("it is in the table");
                 assert_eq!(self.table[at], record, "a key has two records");
+                let behind = at.wrapping_sub(self.home(words[0]).0) & self.mask;
+                assert_eq!(behind, usize::from(self.behind[at]));
             }
             assert_eq!((used, page.marks & !page.heads), (!page.free, 0));
+            assert_eq!(page.again & !page.marks, 0);
         }
         assert_eq!((records, pieces), (self.records, self.piece_count));
         assert_eq!(self.table.iter().filter(|record| **record != NONE).count(), records);

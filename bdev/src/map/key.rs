@@ -33,6 +33,13 @@ impl Key {
         self.0 & ((1 << 29) - 1)
     }
 
+    /// All of its bits in each bit: trees have the same indices, and indices come in rows.
+    #[inline]
+    pub fn hash(self) -> u64 {
+        let mixed = (self.0 ^ self.0 >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        mixed ^ mixed >> 32
+    }
+
     /// The key of piece `piece` of this leaf.
     #[inline]
     pub fn piece(self, piece: u16) -> Key {

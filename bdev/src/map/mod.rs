@@ -17,4 +17,5 @@ pub(crate) mod node_cache;
 pub(crate) mod piece_cache;
 pub(crate) mod pieces;
 pub(crate) mod radix;
+mod reading;
 pub(crate) mod runs;

@@ -22,6 +22,8 @@ use crate::format::node::{ADDRESS, NodeRef, READ_ONLY};
 use crate::limits::LINKS;
 use crate::map::compact::{self, Compact};
 pub(crate) use crate::map::key::Key;
+use crate::map::pieces;
+use crate::map::reading::Reading;
 use crate::map::runs::{LeafInfo, Packed};
 use crate::slots::{List, NONE};
 
@@ -97,6 +99,8 @@ pub(crate) struct NodeCache {
     /// Slots promised to admitted requests for copies at apply time.
     promised: usize,
     pub(super) compact: Compact,
+    /// Where a piece is written before there is a place for it.
+    pub(super) room: pieces::Room,
     /// The mark of links whose records a replay would still check although their leaf is clean:
     /// that of the freeze before the last until its consistency point has committed, else 0.
     pub unsealed: u64,
@@ -104,6 +108,7 @@ pub(crate) struct NodeCache {
     pub compactions: u64,
     /// Slots emptied of a node or of a page.
     taken: u64,
+    pub(super) reading: Reading,
 }
 
 const EMPTY: (u64, u32) = (u64::MAX, NONE);
@@ -132,9 +137,11 @@ impl NodeCache {
             idle: 0,
             promised: 0,
             compact: Compact::new(slots),
+            room: pieces::EMPTY,
             unsealed: 0,
             compactions: 0,
             taken: 0,
+            reading: Reading::default(),
         };
         cache.grow(slots);
         cache
@@ -175,7 +182,7 @@ impl NodeCache {
     }
 
     fn home(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize & self.mask
+        Key(key).hash() as usize & self.mask
     }
 
     fn link(&mut self, slot: u32) {
@@ -277,7 +284,7 @@ impl NodeCache {
         }
         // Two rounds suffice: the first may only clear marks. A slot that becomes a page is one
         // among others, of which there is at least one more; and so is a page that is left alone.
-        for _ in 0..2 * self.meta.len() + 1 {
+        for step in 0..2 * self.meta.len() + 1 {
             if self.idle == 0 && !self.free.is_empty() {
                 return None;
             }
@@ -289,7 +296,7 @@ impl NodeCache {
                     let marks = std::mem::take(&mut self.marks[slot as usize]);
                     marks & REFERENCED == 0 && self.evict(slot)
                 }
-                State::Page => self.reclaim(slot),
+                State::Page => self.reclaim(slot, step >= self.meta.len()),
                 _ => false,
             };
             if taken {
@@ -298,6 +305,22 @@ impl NodeCache {
             }
         }
         unreachable!("an idle node was counted but not found")
+    }
+
+    /// CLOCK's next slot, empty, if its node has not been used since the last look at it.
+    pub(super) fn next_idle(&mut self) -> Option<u32> {
+        let slot = self.hand as u32;
+        self.hand = (self.hand + 1) % self.meta.len();
+        let m = &mut self.meta[slot as usize];
+        if m.state != State::Clean || m.pins > 0 {
+            return None;
+        }
+        let marks = std::mem::take(&mut self.marks[slot as usize]);
+        let taken = marks & REFERENCED == 0 && self.evict(slot);
+        taken.then(|| {
+            self.meta[slot as usize].state = State::Free;
+            slot
+        })
     }
 
     /// Takes an idle node out of its slot. False: the slot has become a page.
@@ -310,9 +333,11 @@ impl NodeCache {
         kept != Kept::Here
     }
 
-    /// Gives a page up if it is cold, or if there are no nodes to evict instead.
-    fn reclaim(&mut self, slot: u32) -> bool {
-        let reclaimed = self.compact.is_cold(slot) || self.idle == 0;
+    /// Gives a page up if it is cold, or has not been used lately and there is no node to evict
+    /// instead, or if it is asked for `again` since everything has been.
+    fn reclaim(&mut self, slot: u32, again: bool) -> bool {
+        let (cold, used) = self.compact.look_at(slot);
+        let reclaimed = cold || again || self.idle == 0 && !used;
         if reclaimed {
             self.compact.close_page(&self.links, slot);
         }
@@ -338,8 +363,8 @@ impl NodeCache {
         if another && self.compact.wants_page() {
             self.meta[slot as usize].state = State::Page;
             self.compact.open_page(slot);
-            let placed = self.compact.place(&mut self.links, packed.words());
-            assert!(placed, "an empty page has room");
+            // It is one even if the table has no place for this copy.
+            self.compact.place(&mut self.links, packed.words());
             return Kept::Here;
         }
         self.compact.make_room(&self.links, packed.words());
@@ -353,13 +378,6 @@ impl NodeCache {
     #[inline]
     pub fn find_compact(&self, key: Key) -> Option<u32> {
         self.compact.find(&self.links, key)
-    }
-
-    /// The block that link `index` of a compact copy leads to (0: a hole), and for how many links
-    /// from there on its run goes on.
-    #[inline]
-    pub fn compact_run(&mut self, copy: u32, index: u16) -> (u64, usize) {
-        self.compact.run_at(&self.links, copy, index)
     }
 
     /// Makes a compact copy a node again, which is then as if it had been read; `reserve` slots are
@@ -392,6 +410,9 @@ impl NodeCache {
         m.key = key;
         m.state = state;
         self.marks[slot as usize] = if state == State::Loading { LOADING } else { 0 };
+        if state == State::Loading {
+            self.reading.begin();
+        }
         m.pins = 1;
         (m.whole, m.pieces) = (true, 0);
         m.birth = 0;
@@ -503,6 +524,7 @@ impl NodeCache {
         // What has been read may be changed from now on.
         if self.marks[slot as usize] & LOADING != 0 {
             self.marks[slot as usize] &= !LOADING;
+            self.reading.end();
             if m.key.level() == 0 {
                 self.compact.drop_pieces(&self.links, m.key);
             }

@@ -9,30 +9,39 @@
 
 use crate::map::key::Key;
 use crate::map::node_cache::{NodeCache, State};
-use crate::map::pieces::{PIECE_LINKS, Piece};
+use crate::map::pieces::{self, PIECE_LINKS};
 
 impl NodeCache {
     /// Keeps the piece of a leaf being read that link `index` is in, whose links lead to
     /// `addresses`. False: something there is lost, or there is no room.
     pub fn keep_piece(&mut self, leaf: Key, index: u16, addresses: &[u64; PIECE_LINKS]) -> bool {
         let key = piece_key(leaf, index);
-        let Some(piece) = Piece::of(key, self.compact.era(key.tree()), addresses) else {
+        let era = self.compact.era(key.tree());
+        let Some(piece) = pieces::write(&mut self.room, key, era, addresses) else {
             return false;
         };
-        if self.compact.place(&mut self.links, piece.words()) {
+        if self.compact.place(&mut self.links, piece) {
             return true;
         }
-        // There is another slot for whoever wants one: that of the leaf being read.
-        let spare = self.idle > 0 || !self.free.is_empty();
-        let slot = if spare && self.compact.wants_page() { self.take() } else { None };
+        let slot = if self.compact.wants_page() { self.slot_for_page() } else { None };
+        let piece = pieces::record(&self.room);
         match slot {
             Some(slot) => {
                 self.meta[slot as usize].state = State::Page;
                 self.compact.open_page(slot);
             }
-            None => self.compact.make_room(&self.links, piece.words()),
+            None => self.compact.make_room(&self.links, piece),
         }
-        self.compact.place(&mut self.links, piece.words())
+        self.compact.place(&mut self.links, piece)
+    }
+
+    /// A slot that nothing else is likely to need: a free one, beside those for nodes that will be
+    /// read; or one whose node has not been used since a look before, of which one is taken.
+    fn slot_for_page(&mut self) -> Option<u32> {
+        if self.free.len() > self.reading.wanted() {
+            return self.free.pop();
+        }
+        self.next_idle()
     }
 
     /// Somebody wants the node that is being read, as a whole.
@@ -55,11 +64,39 @@ impl NodeCache {
         self.compact.find(&self.links, piece_key(leaf, index)).is_some()
     }
 
-    /// What [`NodeCache::compact_run`] says, of the piece that link `index` of a leaf is in, if
-    /// there is one; no more than `want` links are looked at.
-    pub fn piece_run(&mut self, leaf: Key, index: u16, want: usize) -> Option<(u64, usize)> {
+    /// Where link `index` of a leaf leads to and for how many links its run goes on, as far as the
+    /// cache has it beside nodes; and whether only of a piece, of which no more than `want` links
+    /// are looked at.
+    #[inline]
+    pub fn run_kept(&mut self, leaf: Key, index: u16, want: usize) -> Option<((u64, usize), bool)> {
+        // A leaf has one or the other; what there is more of is looked for first.
+        if self.compact.mostly_pieces() {
+            let run = self.piece_run(leaf, index, want).map(|run| (run, true));
+            return run.or_else(|| self.whole_run(leaf, index).map(|run| (run, false)));
+        }
+        let run = self.whole_run(leaf, index).map(|run| (run, false));
+        run.or_else(|| self.piece_run(leaf, index, want).map(|run| (run, true)))
+    }
+
+    #[inline]
+    fn whole_run(&mut self, leaf: Key, index: u16) -> Option<(u64, usize)> {
+        let copy = self.compact.find(&self.links, leaf)?;
+        Some(self.compact.run_at(&self.links, copy, index))
+    }
+
+    #[inline]
+    fn piece_run(&mut self, leaf: Key, index: u16, want: usize) -> Option<(u64, usize)> {
         let piece = self.compact.find(&self.links, piece_key(leaf, index))?;
         Some(self.compact.piece_run_at(&self.links, piece, index, want))
+    }
+
+    /// Gives all pages up.
+    pub fn drop_pages(&mut self) {
+        while let Some(slot) = self.compact.last_page() {
+            self.compact.close_page(&self.links, slot);
+            self.meta[slot as usize].state = State::Free;
+            self.free.push(slot);
+        }
     }
 
     /// Gives the slot of a leaf back that has been read and is not to be a node. The caller has
@@ -70,6 +107,7 @@ impl NodeCache {
         m.pins = 0;
         m.state = State::Free;
         self.marks[slot as usize] = 0;
+        self.reading.end();
         self.unlink(slot);
         self.free.push(slot);
     }

@@ -15,6 +15,7 @@ use crate::format::node::{ADDRESS, LOST};
 use crate::limits::LINKS;
 use crate::map::node_cache::Key;
 use crate::map::runs::UNIT_WORDS;
+use zerocopy::IntoBytes;
 
 /// Links of a piece.
 pub(crate) const PIECE_LINKS: usize = 64;
@@ -32,46 +33,79 @@ const WORDS_MAX: usize = UNITS_MAX * UNIT_WORDS;
 
 const _: () = assert!(PIECE_LINKS == u64::BITS as usize);
 const _: () = assert!(ADDRESS >> WIDTH_SHIFT == 0 && ADDRESS.count_ones() <= 47);
-const _: () = assert!(HEAD_WORDS + 47 <= WORDS_MAX);
+// Codes are stored by words, of which the last may begin in the last byte.
+const _: () = assert!(HEAD_WORDS + 47 < WORDS_MAX);
 
-/// A piece of a leaf as it is kept.
-pub(crate) struct Piece {
-    words: [u64; WORDS_MAX],
+/// Room for the longest record, and for what is stored behind a shorter one while it is written.
+pub(crate) type Room = [u64; WORDS_MAX];
+
+/// Room with nothing in it.
+pub(crate) const EMPTY: Room = [0; WORDS_MAX];
+
+/// Writes down where links lead; the record is what is returned, in whole units. `None` if
+/// something there is lost.
+pub(crate) fn write<'a>(
+    room: &'a mut Room,
+    key: Key,
+    era: u8,
+    addresses: &[u64; PIECE_LINKS],
+) -> Option<&'a [u64]> {
+    let (low, high) = bounds(addresses);
+    if high == LOST {
+        return None;
+    }
+    let low = if high == 0 { 0 } else { low };
+    let width = u64::BITS - (high - low).leading_zeros();
+    room[0] = key.0;
+    room[1] = low | u64::from(width) << WIDTH_SHIFT | u64::from(era) << ERA_SHIFT;
+    let codes = &mut room[HEAD_WORDS..];
+    // Four codes, or two, in a word at a time.
+    match width {
+        0..=14 => pack::<4>(codes, addresses, low, width),
+        15..=28 => pack::<2>(codes, addresses, low, width),
+        _ => pack::<1>(codes, addresses, low, width),
+    }
+    Some(record(room))
 }
 
-impl Piece {
-    /// Writes down where links lead. `None` if something there is lost.
-    pub fn of(key: Key, era: u8, addresses: &[u64; PIECE_LINKS]) -> Option<Piece> {
-        // A hole, one less, is above every address.
-        let low = addresses.iter().fold(u64::MAX, |low, at| low.min(at.wrapping_sub(1)));
-        let high = addresses.iter().fold(0, |high, at| high.max(*at));
-        if high == LOST {
-            return None;
-        }
-        let low = if high == 0 { 0 } else { low };
-        let width = u64::BITS - (high - low).leading_zeros();
-        let mut words = [0; WORDS_MAX];
-        words[0] = key.0;
-        words[1] = low | u64::from(width) << WIDTH_SHIFT | u64::from(era) << ERA_SHIFT;
-        let (mut word, mut filled, mut at) = (0, 0, HEAD_WORDS);
-        for &address in addresses {
-            let code = address.saturating_sub(low);
-            word |= code << filled;
-            filled += width;
-            if filled >= u64::BITS {
-                words[at] = word;
-                at += 1;
-                filled -= u64::BITS;
-                word = if filled == 0 { 0 } else { code >> (width - filled) };
-            }
-        }
-        Some(Piece { words })
-    }
+/// The record that was written there, in whole units.
+pub(crate) fn record(room: &Room) -> &[u64] {
+    &room[..units(room) * UNIT_WORDS]
+}
 
-    /// The record, in whole units.
-    pub fn words(&self) -> &[u64] {
-        &self.words[..units(&self.words) * UNIT_WORDS]
+/// What is below all addresses but holes, by one, and the highest.
+fn bounds(addresses: &[u64; PIECE_LINKS]) -> (u64, u64) {
+    // Several at a time, none of which waits for another.
+    let (mut low, mut high) = ([u64::MAX; 4], [0; 4]);
+    for four in addresses.chunks_exact(4) {
+        for (n, &at) in four.iter().enumerate() {
+            // A hole, one less, is above every address.
+            low[n] = at.wrapping_sub(1).min(low[n]);
+            high[n] = at.max(high[n]);
+        }
     }
+    let least = low.into_iter().fold(u64::MAX, u64::min);
+    (least, high.into_iter().fold(0, u64::max))
+}
+
+/// Writes the codes of all addresses, `N` in one go, which have fewer than 57 bits.
+fn pack<const N: usize>(out: &mut [u64], addresses: &[u64; PIECE_LINKS], low: u64, width: u32) {
+    let bytes = out.as_mut_bytes();
+    let (mut word, mut filled, mut at) = (0, 0, 0);
+    for some in addresses.chunks_exact(N) {
+        let mut codes = 0;
+        for &address in some.iter().rev() {
+            codes = codes << width | address.saturating_sub(low);
+        }
+        word |= codes << filled;
+        // Whole words, each over what the one before had not filled.
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        filled += N as u32 * width;
+        at += filled as usize / 8;
+        word >>= filled & !7;
+        filled &= 7;
+    }
+    out.iter_mut().for_each(|word| *word = u64::from_le(*word));
 }
 
 /// Units that the record at the head of `words` takes.
@@ -143,8 +177,10 @@ mod tests {
                     };
                 }
                 let key = Key::new(7, 0, 5).piece(3);
-                let piece = Piece::of(key, 200 + round as u8, &links).expect("nothing is lost");
-                let mut words = piece.words().to_vec();
+                // What was there before does not matter.
+                let mut room = [next(&mut seed); WORDS_MAX];
+                let written = write(&mut room, key, 200 + round as u8, &links);
+                let mut words = written.expect("nothing is lost").to_vec();
                 assert_eq!((words[0], era(&words)), (key.0, 200u8.wrapping_add(round as u8)));
                 assert_eq!(words.len(), units(&words) * UNIT_WORDS);
                 assert!(words.len() <= (2 + bits as usize + 1).next_multiple_of(8), "{bits}");
@@ -166,9 +202,10 @@ mod tests {
     fn holes_alone_take_no_codes_and_what_is_lost_is_refused() {
         let key = Key::new(1, 0, 1).piece(0);
         let mut links = [0; PIECE_LINKS];
-        let holes = Piece::of(key, 0, &links).expect("nothing is lost");
-        assert_eq!((holes.words().len(), run_at(holes.words(), 3, 64)), (UNIT_WORDS, (0, 61)));
+        let mut room = EMPTY;
+        let holes = write(&mut room, key, 0, &links).expect("nothing is lost");
+        assert_eq!((holes.len(), run_at(holes, 3, 64)), (UNIT_WORDS, (0, 61)));
         links[9] = LOST;
-        assert!(Piece::of(key, 0, &links).is_none());
+        assert!(write(&mut room, key, 0, &links).is_none());
     }
 }

@@ -67,15 +67,10 @@ impl Engine {
         first: u16,
         bytes: usize,
     ) -> Option<u64> {
-        let key = Key::new(tree, 0, leaf);
-        let (start, blocks) = match self.cache.find_compact(key) {
-            Some(copy) => self.cache.compact_run(copy, first),
-            None => {
-                let run = self.cache.piece_run(key, first, bytes.div_ceil(BLOCK_SIZE))?;
-                self.stats.cache_piece_hits += 1;
-                run
-            }
-        };
+        let (key, want) = (Key::new(tree, 0, leaf), bytes.div_ceil(BLOCK_SIZE));
+        let (run, of_piece) = self.cache.run_kept(key, first, want)?;
+        let (start, blocks) = run;
+        self.stats.cache_piece_hits += u64::from(of_piece);
         if blocks * BLOCK_SIZE < bytes {
             return None;
         }
@@ -103,6 +98,11 @@ impl Engine {
                 }
             };
         }
+        self.find_way(tree, index)
+    }
+
+    /// The same for a leaf of which nothing is in the cache.
+    pub(crate) fn find_way(&mut self, tree: u32, index: u64) -> Found {
         let Some(root) = self.root_of(tree) else { return Found::Absent };
         if index >> (LEVEL_BITS * u32::from(root.level)) != 0 {
             return Found::Absent;

@@ -35,7 +35,7 @@ impl Engine {
         let mut l = recovery.lanes[lane];
         l.arrived = false;
         for i in 0..l.count {
-            l.crc = crc32c::crc32c_append(l.crc, recovery.block(lane, i));
+            l.crc = crate::crc32c::crc32c_append(l.crc, recovery.block(lane, i));
         }
         l.done += l.count as u64;
         let entry = recovery.records.get(l.record).map(|r| r.entry);

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 #![allow(dead_code, reason = "each test that includes this uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use lamina_bdev::*;
 
@@ -139,6 +139,8 @@ pub struct Rig {
     cookie: u64,
     /// Memory of requests in flight, by cookie.
     buffers: BTreeMap<u64, Vec<u8>>,
+    /// Answers to requests that went the straight way.
+    ended: VecDeque<Done>,
 }
 
 impl Rig {
@@ -185,8 +187,8 @@ impl Rig {
             first: label.first_region as usize,
         };
         let engine = Engine::open(config, traits, &label, 0);
-        let buffers = BTreeMap::new();
-        Rig { engine, base, traits, label, config, now: 0, cookie: 0, buffers }
+        let (buffers, ended) = (BTreeMap::new(), VecDeque::new());
+        Rig { engine, base, traits, label, config, now: 0, cookie: 0, buffers, ended }
     }
 
     /// An engine whose opening ends, whichever way, over a base that fails what `fails` says of an
@@ -253,7 +255,7 @@ impl Rig {
     /// Answers a pending operation.
     pub fn complete(&mut self, at: usize, result: Result<(), BaseError>) {
         let tag = self.base.finish(at, result);
-        self.engine.complete(tag, result);
+        self.ended.extend(self.engine.ended(tag, result));
     }
 
     /// A tick, and everything begun completes, in order.
@@ -283,9 +285,28 @@ impl Rig {
         Some(self.cookie)
     }
 
+    /// Gives the base the operation of a request that goes the straight way; `None` if it does not.
+    pub fn straight(&mut self, mut request: Request, mut data: Vec<u8>) -> Option<u64> {
+        self.cookie += 1;
+        request.cookie = self.cookie;
+        let seg = Seg { addr: data.as_mut_ptr() as usize, len: data.len() };
+        match self.engine.straight(&request, &[seg]) {
+            Straight::No => return None,
+            Straight::Zeroed => {
+                self.ended.push_back(Done { cookie: self.cookie, status: Status::Ok });
+            }
+            Straight::Start { tag, offset } => {
+                let op = if request.op == Op::Read { BaseOp::Read } else { BaseOp::Write };
+                self.base.start(BaseIo::on(tag, op, offset, seg), vec![seg]);
+            }
+        }
+        self.buffers.insert(self.cookie, data);
+        Some(self.cookie)
+    }
+
     /// The next request that is done, with its memory.
     pub fn next_done(&mut self) -> Option<(Done, Vec<u8>)> {
-        let done = self.engine.next_done()?;
+        let done = self.ended.pop_front().or_else(|| self.engine.next_done())?;
         let buffer = self.buffers.remove(&done.cookie).expect("answered exactly once");
         Some((done, buffer))
     }

@@ -95,7 +95,7 @@ impl Builder {
     pub fn reseal(&self, pdu: &mut [u8]) {
         let Some(hlen) = pdu::header_bytes(pdu[0]) else { return };
         if self.header_digest && pdu[0] != TYPE_ICREQ && pdu[0] != TYPE_H2C_TERM {
-            let digest = crc32c::crc32c(&pdu[..hlen]).to_le_bytes();
+            let digest = lamina_bdev::crc32c::crc32c(&pdu[..hlen]).to_le_bytes();
             pdu[hlen..hlen + DIGEST_BYTES].copy_from_slice(&digest);
         }
     }
@@ -124,14 +124,14 @@ impl Builder {
         let start = out.len();
         out.extend_from_slice(header);
         if self.header_digest {
-            out.extend_from_slice(&crc32c::crc32c(header).to_le_bytes());
+            out.extend_from_slice(&lamina_bdev::crc32c::crc32c(header).to_le_bytes());
         }
         if !data.is_empty() {
             let pad = data_at - (out.len() - start);
             out.extend_from_slice(&[0; HEADER_BYTES_MAX][..pad]);
             out.extend_from_slice(data);
             if self.data_digest {
-                out.extend_from_slice(&crc32c::crc32c(data).to_le_bytes());
+                out.extend_from_slice(&lamina_bdev::crc32c::crc32c(data).to_le_bytes());
             }
         }
     }

@@ -293,7 +293,7 @@ impl Initiator {
         if !self.fill(rest, end) {
             return Ok(());
         }
-        let crc = crc32c::crc32c(&self.header[..hlen]).to_le_bytes();
+        let crc = lamina_bdev::crc32c::crc32c(&self.header[..hlen]).to_le_bytes();
         if digest && self.header[hlen..end] != crc {
             return Err(Failure::HeaderDigest);
         }
@@ -421,7 +421,7 @@ impl Initiator {
         let bytes = split(rest, arriving.left);
         arriving.left -= bytes.len();
         if self.builder.data_digest {
-            arriving.crc = crc32c::crc32c_append(arriving.crc, bytes);
+            arriving.crc = lamina_bdev::crc32c::crc32c_append(arriving.crc, bytes);
         }
         let request = &mut self.requests[usize::from(arriving.cid)];
         if let Payload::In(room) = &mut request.payload {

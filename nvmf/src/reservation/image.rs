@@ -65,7 +65,7 @@ impl Reservations {
             out.extend_from_slice(&registrant.host);
             out.extend_from_slice(&registrant.key.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&out);
+        let crc = lamina_bdev::crc32c::crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
     }
@@ -84,7 +84,7 @@ impl Reservations {
         if count > REGISTRANTS_MAX || bytes.len() != end + 4 {
             return Err(ImageFault::Shape);
         }
-        if crc32c::crc32c(&bytes[..end]).to_le_bytes() != bytes[end..] {
+        if lamina_bdev::crc32c::crc32c(&bytes[..end]).to_le_bytes() != bytes[end..] {
             return Err(ImageFault::Checksum);
         }
         if bytes[16..32] != namespace.0 {

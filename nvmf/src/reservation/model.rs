@@ -359,7 +359,7 @@ fn damaged_foreign_and_contradictory_images_are_refused() {
         let mut bytes = saved.clone();
         bytes[at] = value;
         let end = bytes.len() - 4;
-        let crc = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+        let crc = lamina_bdev::crc32c::crc32c(&bytes[..end]).to_le_bytes();
         bytes[end..].copy_from_slice(&crc);
         Reservations::from_bytes(&bytes, NAMESPACE)
     };
@@ -379,7 +379,7 @@ fn damaged_foreign_and_contradictory_images_are_refused() {
     let mut twice = saved.clone();
     twice.copy_within(32..48, 56);
     let end = twice.len() - 4;
-    let crc = crc32c::crc32c(&twice[..end]).to_le_bytes();
+    let crc = lamina_bdev::crc32c::crc32c(&twice[..end]).to_le_bytes();
     twice[end..].copy_from_slice(&crc);
     assert_eq!(Reservations::from_bytes(&twice, NAMESPACE), Err(ImageFault::Content));
 }

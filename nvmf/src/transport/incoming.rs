@@ -64,7 +64,7 @@ impl Incoming {
             let place = &mut buffer.as_mut_slice()[at..at + stored.len()];
             place.copy_from_slice(stored);
             if self.digest {
-                self.crc = crc32c::crc32c_append(self.crc, place);
+                self.crc = lamina_bdev::crc32c::crc32c_append(self.crc, place);
             }
             *received += stored.len() as u32;
         }
@@ -75,7 +75,7 @@ impl Incoming {
 
     fn digest_of(&mut self, bytes: &[u8]) {
         if self.digest && !bytes.is_empty() {
-            self.crc = crc32c::crc32c_append(self.crc, bytes);
+            self.crc = lamina_bdev::crc32c::crc32c_append(self.crc, bytes);
         }
     }
 
@@ -131,7 +131,7 @@ mod tests {
             }
             assert!(incoming.is_complete() && incoming.take(b"x", None, &mut received) == 0);
             assert_eq!((&buffer.as_slice()[..4], received), (&b"kept"[..], 4));
-            assert!(incoming.matches(crc32c::crc32c(data).to_le_bytes()));
+            assert!(incoming.matches(lamina_bdev::crc32c::crc32c(data).to_le_bytes()));
             assert!(!incoming.matches([0; 4]));
         }
     }

@@ -204,7 +204,7 @@ impl Connection {
         if digest {
             let (header, received) = whole.split_at(hlen);
             let received = u32::from_le_bytes(received.try_into().expect("4 bytes"));
-            if crc32c::crc32c(header) != received {
+            if lamina_bdev::crc32c::crc32c(header) != received {
                 let what = "the header digest does not match";
                 return Err(of_header(crime(FES_HEADER_DIGEST, received, what)));
             }

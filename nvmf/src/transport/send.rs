@@ -376,7 +376,7 @@ pub(super) fn term_header(fes: u16, fei: u32, shown: usize) -> TermReq {
 }
 
 fn crc32c_if(wanted: bool, data: &[u8]) -> Option<u32> {
-    wanted.then(|| crc32c::crc32c(data))
+    wanted.then(|| lamina_bdev::crc32c::crc32c(data))
 }
 
 impl Agreed {

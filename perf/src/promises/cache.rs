@@ -13,9 +13,10 @@ use crate::random::Random;
 use crate::report::cost;
 use crate::store::{Store, Verb};
 
-/// Blocks of the disk; its leaves have 32 MiB.
-const BLOCKS: u32 = 4 << 20;
-const METADATA: usize = BLOCKS as usize / 512 * 4096;
+/// Blocks of a disk of 6 GiB, of which two are in RAM at a time; its leaves have 12 MiB.
+const MOVED: u32 = 6 << 18;
+/// Blocks of the disk whose data nobody moves; its leaves have 32 MiB.
+const LEFT: u32 = 4 << 20;
 const EXPONENT: f64 = 1.1;
 /// Blocks of 32 MiB.
 const WINDOW: u32 = 8192;
@@ -44,7 +45,7 @@ pub fn zipf(blocks: u32, reads: usize, random: &mut Random) -> Vec<u32> {
 
 /// How the disk came to be written.
 #[derive(Clone, Copy)]
-enum Written {
+pub enum Written {
     /// From its beginning to its end, as an image is.
     InOrder,
     /// In random order, so many bytes at a time.
@@ -54,16 +55,16 @@ enum Written {
 }
 
 impl Written {
-    /// The units to write, and their bytes.
-    fn order(self) -> (Vec<u32>, u32) {
-        let bytes = u64::from(BLOCKS) * 4096;
+    /// The units to write on a disk of so many blocks, and their bytes.
+    pub fn order(self, blocks: u32) -> (Vec<u32>, u32) {
+        let bytes = u64::from(blocks) * 4096;
         let units = |len: u32| (bytes / u64::from(len)) as u32;
         match self {
             Written::InOrder => ((0..units(128 << 10)).collect(), 128 << 10),
             Written::Pieces(len) => (Random::new(3).permutation(units(len)), len),
             Written::Scattered => {
                 let within = Random::new(3).permutation(WINDOW);
-                let windows = (0..BLOCKS).step_by(WINDOW as usize);
+                let windows = (0..blocks).step_by(WINDOW as usize);
                 (windows.flat_map(|from| within.iter().map(move |at| from + at)).collect(), 4096)
             }
         }
@@ -78,13 +79,29 @@ impl Written {
     }
 }
 
-fn filled(written: Written, cache_bytes: usize) -> Result<Rig> {
+/// A disk, and what is done with the data of its requests.
+#[derive(Clone, Copy)]
+struct Kind {
+    blocks: u32,
+    written: Written,
+    moved: bool,
+}
+
+impl Kind {
+    fn metadata(self) -> usize {
+        self.blocks as usize / 512 * 4096
+    }
+}
+
+fn filled(kind: Kind, cache_bytes: usize) -> Result<Rig> {
     let config = Config { cache_bytes, ..Config::default() };
-    let bytes = u64::from(BLOCKS) * 4096;
-    let mut rig = Rig::on(Memory::sparse((bytes + bytes / 4) as usize)?, config)?;
-    rig.leave_data();
+    let bytes = u64::from(kind.blocks) * 4096;
+    let mut rig = Rig::on(Memory::sparse((bytes + bytes / 8) as usize)?, config)?;
+    if !kind.moved {
+        rig.leave_data();
+    }
     rig.create(bytes)?;
-    let (all, len) = written.order();
+    let (all, len) = kind.written.order(kind.blocks);
     let pattern = Pattern::Once(all.iter());
     let mut load = Load { verb: Verb::Write, depth: 16, len, pattern, time_ns: None };
     run(&mut rig, &mut load, None)?;
@@ -93,19 +110,25 @@ fn filled(written: Written, cache_bytes: usize) -> Result<Rig> {
 }
 
 /// The rate of reads with a tenth in the cache, to all of it, for disks written in several ways.
+///
+/// # Errors
+/// There is not the memory for two disks at a time, or a request fails.
 pub fn measure(options: &Options) -> Result<Vec<Goal>> {
     let ways = [Written::InOrder, Written::Pieces(64 << 10), Written::Scattered];
+    let moved = ways.map(|written| Kind { blocks: MOVED, written, moved: true });
+    let left = Kind { blocks: LEFT, written: Written::Scattered, moved: false };
     clock::on_core(options.target_core, || -> Result<Vec<Goal>> {
-        ways.into_iter().map(|written| ratio(options, written)).collect()
+        moved.into_iter().chain([left]).map(|kind| ratio(options, kind)).collect()
     })?
 }
 
-fn ratio(options: &Options, written: Written) -> Result<Goal> {
-    let (mut tenth, mut all) = (filled(written, METADATA / 10)?, filled(written, 2 * METADATA)?);
+fn ratio(options: &Options, kind: Kind) -> Result<Goal> {
+    let mut tenth = filled(kind, kind.metadata() / 10)?;
+    let mut all = filled(kind, 2 * kind.metadata())?;
     let mut random = Random::new(5);
     let mut ratios = Vec::new();
     for round in 0..=options.rounds {
-        let list = zipf(BLOCKS, READS, &mut random);
+        let list = zipf(kind.blocks, READS, &mut random);
         let one = |rig: &mut Rig| {
             let pattern = Pattern::Once(list.iter());
             let load = Load { verb: Verb::Read, depth: 64, len: 4096, pattern, time_ns: None };
@@ -118,8 +141,9 @@ fn ratio(options: &Options, written: Written) -> Result<Goal> {
         }
     }
     let what = format!(
-        "rate of zipf 1.1 reads, node cache of 10 % of the metadata, to all (RAM base, disk {})",
-        written.text()
+        "rate of zipf 1.1 reads, node cache of 10 % of the metadata, to all (RAM base, disk {}{})",
+        kind.written.text(),
+        if kind.moved { "" } else { ", without the copies of their data" }
     );
     goal(&what, ratios, "", 0.8, true)
 }

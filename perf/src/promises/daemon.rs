@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,20 +28,42 @@ const WRITERS: u32 = 32;
 /// Writes and flushes of a storm that the client goes on with between looks at its readers.
 const STORM_STEPS: usize = 2;
 
+/// What a daemon is started with.
+pub struct Setup {
+    /// Bytes of its store.
+    pub bytes: u64,
+    /// In a file, not in RAM.
+    pub in_file: bool,
+    /// Bytes of its node cache, if not the default.
+    pub cache_bytes: Option<u64>,
+}
+
+impl Setup {
+    /// With the usual cache.
+    fn of(bytes: u64, in_file: bool) -> Setup {
+        Setup { bytes, in_file, cache_bytes: None }
+    }
+}
+
 /// A daemon with a store.
-struct Served {
+pub struct Served {
     daemon: Daemon,
     // Goes after the daemon.
     _folder: Folder,
 }
 
 impl Served {
-    /// A store of so many bytes in a file, or in RAM.
-    fn start(options: &Options, bytes: u64, in_file: bool) -> Result<Served> {
+    /// A store in a file, or in RAM.
+    ///
+    /// # Errors
+    /// The daemon does not start, or refuses the store.
+    pub fn start(options: &Options, setup: &Setup) -> Result<Served> {
+        let Setup { bytes, in_file, cache_bytes } = *setup;
         let folder = Folder::new(&options.folder())?;
         let mut daemon = Daemon::start(&Settings {
             program: options.daemon.clone(),
             cores: options.target_core.to_string(),
+            cache_bytes,
             ..Settings::default()
         })?;
         let mut store = json!({"name": "perf", "path": format!("ram:{bytes}")});
@@ -52,8 +75,16 @@ impl Served {
         Ok(Served { daemon, _folder: folder })
     }
 
+    /// The path of a socket of the daemon's.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.daemon.path(name)
+    }
+
     /// A disk, exported: its socket's name.
-    fn disk(&mut self, number: usize, bytes: u64) -> Result<String> {
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn disk(&mut self, number: usize, bytes: u64) -> Result<String> {
         let name = format!("disk{number}");
         self.daemon.call("bdev_lvol_create", &json!({"lvol_name": name, "size": bytes}))?;
         let socket = self.daemon.path(&name).display().to_string();
@@ -67,7 +98,11 @@ impl Served {
         open_soon(&self.daemon.path(&name), memory)
     }
 
-    fn settle(&mut self) -> Result<Value> {
+    /// A consistency point.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn settle(&mut self) -> Result<Value> {
         self.daemon.call("lamina_checkpoint", &json!({}))
     }
 }
@@ -182,7 +217,7 @@ impl Stream {
 
 /// Writes with a flush each, of 32 writers to one, on a file.
 pub fn flush(options: &Options) -> Result<Vec<Goal>> {
-    let mut served = Served::start(options, 1 << 30, true)?;
+    let mut served = Served::start(options, &Setup::of(1 << 30, true))?;
     clock::on_core(options.client_core, || -> Result<Vec<Goal>> {
         let mut stream = Stream::open(&mut served, 0)?;
         served.settle()?;
@@ -200,7 +235,7 @@ pub fn flush(options: &Options) -> Result<Vec<Goal>> {
 pub fn neighbour(options: &Options) -> Result<Vec<Goal>> {
     let mut goals = Vec::new();
     for (in_file, base) in [(false, "RAM"), (true, "file")] {
-        let mut served = Served::start(options, 1 << 30, in_file)?;
+        let mut served = Served::start(options, &Setup::of(1 << 30, in_file))?;
         goals.push(clock::on_core(options.client_core, || -> Result<Goal> {
             let mut reads = Stream::open(&mut served, 0)?;
             let mut writes = Stream::open(&mut served, 1)?;
@@ -247,7 +282,7 @@ pub fn neighbour(options: &Options) -> Result<Vec<Goal>> {
 /// What 100 disks with a client each take while nobody asks for anything, and how long a read takes
 /// that wakes the reactor.
 pub fn idle(options: &Options) -> Result<Vec<Goal>> {
-    let mut served = Served::start(options, 1 << 30, false)?;
+    let mut served = Served::start(options, &Setup::of(1 << 30, false))?;
     let memory = Memory::shared(BUFFER_BYTES)?;
     let mut connections = Vec::new();
     for number in 0..100 {
@@ -329,7 +364,7 @@ fn wake(connections: &mut [Connection], mut memory: Memory) -> Result<f64> {
 /// What an exported disk of 512 GiB takes of the daemon's memory.
 pub fn memory(options: &Options) -> Result<Vec<Goal>> {
     const DISKS: usize = 20;
-    let mut served = Served::start(options, 64 << 30, true)?;
+    let mut served = Served::start(options, &Setup::of(64 << 30, true))?;
     let resident = |served: &Served| -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", served.daemon.pid()))?;
         let field = |name: &str| -> Option<u64> {

@@ -9,6 +9,7 @@
 //! ```
 
 mod cache;
+mod cache_file;
 mod cores;
 mod daemon;
 mod inside;
@@ -30,7 +31,8 @@ pub struct Options {
     #[arg(long)]
     pub json: bool,
 
-    /// Only these (may be repeated): inside, cache, points, cores, flush, neighbour, idle, memory
+    /// Only these (may be repeated): inside, cache, cache-file, points, cores, flush,
+    /// neighbour, idle, memory
     #[arg(long, value_name = "NAME")]
     pub rows: Vec<String>,
 
@@ -74,9 +76,10 @@ impl Options {
 /// Measures one or more rows.
 type Measure = fn(&Options) -> Result<Vec<Goal>>;
 
-const ROWS: [(&str, Measure); 8] = [
+const ROWS: [(&str, Measure); 9] = [
     ("inside", inside::measure),
     ("cache", cache::measure),
+    ("cache-file", cache_file::measure),
     ("points", points::measure),
     ("cores", cores::measure),
     ("flush", daemon::flush),

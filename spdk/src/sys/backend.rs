@@ -12,6 +12,8 @@ pub trait Backend: Send + Sync + 'static {
     fn submit(&self, channel: &ChannelState, io: BdevIo);
     /// Takes an I/O that [`super::disk::forward`] brought to this thread.
     fn arrived(&self, io: BdevIo);
+    /// The bdev below is done with what [`super::below::start`] has given it: how it went.
+    fn below_done(&self, io: BdevIo, good: bool);
     /// The calling thread is going to use it.
     fn channel_opened(&self);
     /// The calling thread no longer uses it.

@@ -21,12 +21,15 @@ struct IoCtx {
     /// The next one of an [`IoList`].
     next: *mut ffi::spdk_bdev_io,
     status: c_int,
-    /// Who has the I/O: [`OURS`] or [`ENGINES`].
+    /// Who has the I/O: [`OURS`], [`ENGINES`] or [`BELOW`].
     place: u32,
+    /// Of an operation that it is itself, with the engine.
+    tag: u64,
 }
 
 const OURS: u32 = 0x4c61_6d01;
 const ENGINES: u32 = 0x4c61_6d02;
+const BELOW: u32 = 0x4c61_6d03;
 
 /// Bytes of `driver_ctx` that the module asks for.
 pub const CTX_BYTES: usize = size_of::<IoCtx>();
@@ -83,7 +86,7 @@ impl BdevIo {
     /// `raw` is an I/O on one of our bdevs, submitted to us and not answered.
     pub(super) unsafe fn new(raw: *mut ffi::spdk_bdev_io) -> BdevIo {
         let io = BdevIo(NonNull::new(raw).expect("SPDK submits an I/O"));
-        let ctx = IoCtx { next: std::ptr::null_mut(), status: 0, place: OURS };
+        let ctx = IoCtx { next: std::ptr::null_mut(), status: 0, place: OURS, tag: 0 };
         // SAFETY: SPDK keeps `CTX_BYTES` behind each I/O for us, aligned for any type.
         unsafe { io.ctx().write(ctx) };
         io
@@ -176,6 +179,61 @@ impl BdevIo {
         self.into_raw().expose_provenance() as u64
     }
 
+    /// What [`set_tag`] has noted.
+    pub fn tag(&self) -> u64 {
+        // SAFETY: ours, see `new`.
+        unsafe { (*self.ctx()).tag }
+    }
+
+    /// Notes how its operation went, for as long as it is in an [`IoList`].
+    pub fn set_good(&self, good: bool) {
+        // SAFETY: ours, see `new`.
+        unsafe { (*self.ctx()).status = c_int::from(good) };
+    }
+
+    /// What [`BdevIo::set_good`] has noted.
+    pub fn good(&self) -> bool {
+        // SAFETY: ours, see `new`.
+        unsafe { (*self.ctx()).status != 0 }
+    }
+
+    /// Hands it to the bdev below, as what its callback gets back.
+    pub(super) fn into_below(self) -> *mut ffi::spdk_bdev_io {
+        // SAFETY: ours, see `new`.
+        unsafe { (*self.ctx()).place = BELOW };
+        self.into_raw()
+    }
+
+    /// Takes it back from there.
+    ///
+    /// # Safety
+    /// `raw` is what [`BdevIo::into_below`] gave, or was.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub(super) unsafe fn from_below(raw: *mut ffi::spdk_bdev_io) -> BdevIo {
+        let io = BdevIo(NonNull::new(raw).expect("given by into_below"));
+        // SAFETY: by contract; I/O of SPDK's pool stays mapped, so a breach is found here.
+        unsafe {
+            assert!((*io.ctx()).place == BELOW, "an I/O came back that was not below");
+            (*io.ctx()).place = OURS;
+        }
+        io
+    }
+
+    /// Its memory, as SPDK's list.
+    pub(super) fn iovs(&self) -> (*mut ffi::iovec, c_int) {
+        // SAFETY: reads and writes use this part of the union.
+        let bdev = unsafe { &(*self.raw()).u.bdev };
+        (bdev.iovs, bdev.iovcnt)
+    }
+
+    /// Blocks of its bdev. As for [`BdevIo::offset`].
+    pub(super) fn blocks(&self) -> u64 {
+        // SAFETY: as in `offset`.
+        unsafe { (*self.raw()).u.bdev.num_blocks }
+    }
+
     /// Takes it back from the engine.
     ///
     /// # Panics
@@ -265,6 +323,28 @@ unsafe fn finish(raw: *mut ffi::spdk_bdev_io, status: c_int) {
             _ => ffi::spdk_bdev_io_complete(raw, ffi::SPDK_BDEV_IO_STATUS_FAILED),
         }
     }
+}
+
+/// Notes the tag of the operation that an I/O with the engine is.
+///
+/// # Panics
+/// If the engine does not have it.
+pub fn set_tag(number: u64, tag: u64) {
+    let io = BdevIo::from_engine(number);
+    // SAFETY: ours, see `BdevIo::new`.
+    unsafe { (*io.ctx()).tag = tag };
+    io.into_engine();
+}
+
+/// What [`set_tag`] has noted.
+///
+/// # Panics
+/// If the engine does not have it.
+pub fn tag_of(number: u64) -> u64 {
+    let io = BdevIo::from_engine(number);
+    let tag = io.tag();
+    io.into_engine();
+    tag
 }
 
 /// I/O that waits, in order; linked through its own contexts.

@@ -21,10 +21,10 @@ use super::json::JsonWriter;
 use super::thread::{Thread, text};
 use crate::ffi;
 
-struct Registered<B> {
+pub(super) struct Registered<B> {
     /// SPDK changes it at any time.
     bdev: UnsafeCell<ffi::spdk_bdev>,
-    backend: Arc<B>,
+    pub(super) backend: Arc<B>,
     name: CString,
     alive: Arc<AtomicBool>,
 }
@@ -173,7 +173,7 @@ unsafe extern "C" fn unregistered(done: *mut c_void, _rc: c_int) {
 
 /// # Safety
 /// `ctxt` is what was registered, and not freed.
-unsafe fn registered<'a, B: Backend>(ctxt: *mut c_void) -> &'a Registered<B> {
+pub(super) unsafe fn registered<'a, B: Backend>(ctxt: *mut c_void) -> &'a Registered<B> {
     // SAFETY: by contract.
     unsafe { &*ctxt.cast::<Registered<B>>() }
 }

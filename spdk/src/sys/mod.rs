@@ -5,7 +5,7 @@
 //!  owned     data of one thread at a time    disk      a bdev of ours, its channels
 //!  channel   a bdev below, its descriptor    dma       memory that devices can reach
 //!  base_io   I/O on a bdev below             lent      a bdev below that is memory
-//!  json, rpc, app
+//!  below     I/O handed to the bdev below    json, rpc, app
 //! ```
 //!
 //! Handles are neither `Copy` nor `Clone`, and what SPDK wants back is given back when they are
@@ -15,6 +15,7 @@ pub mod app;
 pub mod backend;
 pub mod base_io;
 pub mod bdev_io;
+pub mod below;
 pub mod channel;
 pub mod disk;
 pub mod dma;

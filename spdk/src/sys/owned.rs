@@ -41,6 +41,15 @@ impl<T> Owned<T> {
         work(&mut self.value.borrow_mut())
     }
 
+    /// The same, `None` if `work` would come back here.
+    ///
+    /// # Panics
+    /// Anywhere but on the owner.
+    pub fn try_with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        assert!(self.is_here(), "touched on a thread that does not own it");
+        self.value.try_borrow_mut().ok().map(|mut value| work(&mut value))
+    }
+
     /// Gives it to another thread.
     ///
     /// # Panics

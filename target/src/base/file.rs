@@ -73,14 +73,26 @@ impl BaseFile {
     /// # Errors
     /// `Exists`, `NoSpace`, `NotFound` (its folder), `Invalid`, `Io`.
     pub fn create(path: &Path, size: u64) -> Result<BaseFile, Error> {
-        let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let new = new.map_err(|e| open_error(path, &e))?;
-        let made = new.set_len(size).map_err(|e| open_error(path, &e));
-        let opened = made.and_then(|()| BaseFile::open(path));
-        if opened.is_err() {
+        let mut options = OpenOptions::new();
+        let new = options.read(true).write(true).create_new(true).mode(0o600).open(path);
+        let file = new.map_err(|e| open_error(path, &e))?;
+        // Who opened and locked it before us keeps it.
+        lock(&file, path)?;
+        if let Err(e) = file.set_len(size) {
             let _ = std::fs::remove_file(path);
+            return Err(open_error(path, &e));
         }
-        opened
+        // Not when it is opened: where direct I/O is not supported, that makes a file and fails.
+        let direct = set_direct(&file);
+        BaseFile::finish(file, path, Kind::Regular, direct)
+    }
+
+    /// Removes the file, unless another one is at its path by now. Its lock is held on: who waits
+    /// for that learns that the file is gone.
+    pub fn remove(&self) {
+        if is_at(&self.file, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 
     fn finish(file: File, path: &Path, kind: Kind, direct: bool) -> Result<BaseFile, Error> {
@@ -277,7 +289,11 @@ fn lock(file: &File, path: &Path) -> Result<(), Error> {
     // SAFETY: a valid descriptor and a fully initialised lock description that outlives the call.
     let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole) };
     if rc == 0 {
-        return Ok(());
+        // A store on a file without a name would end with its daemon. Some file systems do not
+        // count names.
+        let removed = file.metadata().is_ok_and(|meta| meta.nlink() == 0) && !is_at(file, path);
+        let why = format!("{} was removed while it was being opened: try again", path.display());
+        return if removed { Err(Error::new(ErrorKind::Busy, why)) } else { Ok(()) };
     }
     let e = io::Error::last_os_error();
     Err(match e.raw_os_error() {
@@ -291,6 +307,23 @@ fn lock(file: &File, path: &Path) -> Result<(), Error> {
         ),
         _ => io_error(path, "locking", &e),
     })
+}
+
+/// True if the path leads to this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
+}
+
+/// Turns direct I/O on; true if its file system takes that.
+fn set_direct(file: &File) -> bool {
+    // SAFETY: flags of a descriptor of ours; no memory is involved.
+    unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) == 0
+    }
 }
 
 /// Memory alignment with which direct reads of one sector work, found by trying.
@@ -379,5 +412,54 @@ fn io_error_text(path: &str, doing: &str, e: &io::Error) -> Error {
             format!("{path}: no space left while {doing}: free some on its file system"),
         ),
         _ => Error::new(ErrorKind::Io, format!("{path}: {doing} failed: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn a_new_file_is_locked_before_anybody_else_can_have_it() {
+        let dir = TempDir::new("file-new");
+        let path = dir.path().join("new");
+        let file = BaseFile::create(&path, 1 << 20).unwrap();
+        let other = open_file(&path, Kind::Regular).unwrap();
+        assert_eq!(lock(&other.0, &path).unwrap_err().kind, ErrorKind::Busy);
+        assert_eq!(file.size(), 1 << 20);
+        // Direct I/O is as it is for a file that was there.
+        let align = file.direct_align();
+        drop((other, file));
+        assert_eq!(BaseFile::open(&path).unwrap().direct_align(), align);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_while_its_lock_was_waited_for_is_not_opened() {
+        let dir = TempDir::new("file-gone");
+        let path = dir.path().join("gone");
+        let file = BaseFile::create(&path, 1 << 20).unwrap();
+        let (waiting, _) = open_file(&path, Kind::Regular).unwrap();
+        file.remove();
+        assert!(!path.exists());
+        assert_eq!(lock(&waiting, &path).unwrap_err().kind, ErrorKind::Busy);
+        drop(file);
+        let error = lock(&waiting, &path).unwrap_err();
+        assert!(error.message.contains("was removed"), "{error}");
+        // Nor is another one there taken for it.
+        drop(BaseFile::create(&path, 1 << 20).unwrap());
+        assert!(lock(&waiting, &path).is_err());
+        assert_eq!(BaseFile::open(&path).unwrap().size(), 1 << 20);
+    }
+
+    #[test]
+    fn another_file_at_its_path_is_not_removed() {
+        let dir = TempDir::new("file-other");
+        let path = dir.path().join("file");
+        let file = BaseFile::create(&path, 1 << 20).unwrap();
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        std::fs::write(&path, "other").unwrap();
+        file.remove();
+        assert_eq!(std::fs::read(&path).unwrap(), b"other");
     }
 }

@@ -84,6 +84,17 @@ impl Region {
     }
 }
 
+/// What became of a request given to [`HostBase::hand_on`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandedOn {
+    /// It is under way.
+    Started,
+    /// There is no room for it now: to be handed on again. It counts as in flight.
+    NotNow,
+    /// It failed, and is over.
+    Failed(BaseError),
+}
+
 /// A base that another host provides (see `lamina-spdk`). It keeps the contract above; unlike the
 /// others it may go from one thread to another, between [`HostBase::release`] and
 /// [`HostBase::adopt`], with nothing in flight.
@@ -109,6 +120,14 @@ pub trait HostBase: Send {
     fn memory(&mut self) -> Option<&mut RamBase>;
     /// See [`Base::submit`]; always answered by [`HostBase::poll`].
     fn submit(&mut self, io: &Operation, segs: &[Seg]);
+    /// How many operations it takes now by [`HostBase::hand_on`]; 0 if it takes none that way.
+    fn room(&self) -> usize;
+    /// Starts the one operation of a request of the host's, which the host knows by this number, at
+    /// byte `offset` of the region. Not answered by [`HostBase::poll`]: the host gets the request
+    /// back, and calls [`HostBase::handed_back`].
+    fn hand_on(&mut self, number: u64, offset: u64) -> HandedOn;
+    /// What was handed on is over, and went well or not: what the engine is to be told.
+    fn handed_back(&mut self, good: bool) -> BaseResult;
     /// See [`Base::enter`].
     fn enter(&mut self) -> bool;
     /// See [`Base::poll`].

@@ -201,6 +201,16 @@ impl RamBase {
         }
     }
 
+    /// The 8 bytes at `offset`.
+    ///
+    /// Panics if they leave the region.
+    #[inline]
+    pub fn word(&self, offset: u64) -> [u8; 8] {
+        let from = self.device.address(self.region.device_offset(offset, 8), 8);
+        // SAFETY: `address` checked the range; an array of bytes needs no alignment.
+        unsafe { from.cast::<[u8; 8]>().read() }
+    }
+
     /// Where the bytes of an operation begin, to be asked for ahead of it.
     ///
     /// Panics if it leaves the region.
@@ -260,6 +270,7 @@ mod tests {
         assert_eq!(bases[1].run(&io(BaseOp::Read, 4096, &segs), &segs), Ok(()));
         assert_eq!(out[..512], [1; 512]);
         assert_eq!(out[512..], [2; 1024]);
+        assert_eq!(bases[1].word(4096 + 508), [1, 1, 1, 1, 2, 2, 2, 2]);
         assert_eq!(bases[1].run(&io(BaseOp::Flush, 0, &[]), &[]), Ok(()));
     }
 

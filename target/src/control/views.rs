@@ -8,6 +8,7 @@ use lamina_bdev::{
 };
 use lamina_rpc::methods as rpc;
 
+use super::coming::Coming;
 use super::exports::Export;
 use super::names::{Entity, snapshot_name};
 use super::stores::{FailedStore, Store};
@@ -169,22 +170,13 @@ impl Control {
 
     /// `lamina_store_info`.
     pub(super) fn store_infos(&self, name: Option<&str>) -> Result<Vec<rpc::StoreInfo>, Error> {
-        let failed = |store: &FailedStore| rpc::StoreInfo {
-            name: store.known.name.clone(),
-            uuid: store.known.uuid.clone(),
-            path: store.known.path.clone(),
-            state: "failed".into(),
-            ..rpc::StoreInfo::default()
-        };
-        let called = |store: &FailedStore| {
-            let known = &store.known;
-            name.is_none_or(|name| {
-                [&known.name, &known.uuid, &known.path].into_iter().any(|n| n == name)
-            })
-        };
         let mut infos: Vec<rpc::StoreInfo> = {
             let stores = unpoisoned(self.stores.read());
-            stores.failed.iter().filter(|store| called(store)).map(failed).collect()
+            let called = |known: &&FailedStore| name.is_none_or(|name| known.is_called(name));
+            let failed = stores.failed.iter().filter(called).map(FailedStore::info);
+            let called = |coming: &&Coming| name.is_none_or(|name| coming.is_called(name));
+            let coming = stores.coming.iter().filter(called).map(Coming::info);
+            failed.chain(coming).collect()
         };
         match self.stores_called(name) {
             Ok(open) => {
@@ -465,6 +457,31 @@ fn store_info(store: &Store) -> Result<rpc::StoreInfo, Error> {
     Ok(info)
 }
 
+impl FailedStore {
+    fn info(&self) -> rpc::StoreInfo {
+        rpc::StoreInfo {
+            name: self.known.name.clone(),
+            uuid: self.known.uuid.clone(),
+            path: self.known.path.clone(),
+            state: "failed".into(),
+            ..rpc::StoreInfo::default()
+        }
+    }
+}
+
+impl Coming {
+    fn info(&self) -> rpc::StoreInfo {
+        let known = self.known.clone().unwrap_or_default();
+        rpc::StoreInfo {
+            name: self.name.map_or(known.name, |name| name.to_string()),
+            uuid: self.uuid.map_or(known.uuid, |uuid| uuid.to_string()),
+            path: self.path.clone(),
+            state: "opening".into(),
+            ..rpc::StoreInfo::default()
+        }
+    }
+}
+
 fn controller(export: &Export) -> rpc::VhostController {
     let status = export.status();
     let connected = status.is_some_and(|status| status.connected);
@@ -503,7 +520,8 @@ fn counters(stats: &Stats) -> BTreeMap<String, u64> {
         base_reads base_writes base_flushes
         journal_blocks journal_records
         cache_hits cache_misses cache_evictions
-        cache_compactions cache_compact_hits cache_pieces cache_piece_hits cache_promotions
+        cache_compactions cache_compact_hits cache_pieces cache_piece_hits cache_in_place
+        cache_promotions
         checkpoints snapshots parked replayed_records dropped_records
     )
 }

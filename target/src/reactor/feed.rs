@@ -168,7 +168,14 @@ impl Feed<'_> {
         if !base.answers_at_once() {
             return None;
         }
-        let (offset, taken) = match engine.at_once(request, segs) {
+        let mut answer = engine.at_once(request, segs);
+        if answer == AtOnce::No
+            && let Some(ram) = base.ram()
+            && let Some(offset) = engine.link_in_place(request, segs)
+        {
+            answer = engine.read_in_place(request, segs, ram.word(offset));
+        }
+        let (offset, taken) = match answer {
             AtOnce::No => return None,
             AtOnce::Zeroed => return Some(Taken::Done),
             AtOnce::Move { offset } => (offset, Taken::Done),

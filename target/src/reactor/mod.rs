@@ -25,6 +25,7 @@ pub mod feed;
 pub mod handle;
 pub mod idle;
 pub mod mailbox;
+mod past_outbox;
 pub mod shard;
 pub mod space_watch;
 
@@ -41,7 +42,7 @@ use crate::nvmf::message::GroupMsg;
 use counters::{Counters, Snapshot};
 use epoll::Epoll;
 use handle::{Message, ReactorHandle};
-use idle::{IdlePolicy, timeout_ms};
+use idle::{IdlePolicy, Served, timeout_ms};
 use mailbox::Mailbox;
 use shard::{Shard, ShardKey, Shards};
 
@@ -72,10 +73,6 @@ pub struct Settings {
     /// Never sleep.
     pub busy_poll: bool,
 }
-
-/// Whether guests whose kicks ended a sleep had anything.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Served(bool);
 
 /// A reactor, on its own thread.
 struct Reactor {
@@ -110,23 +107,8 @@ pub fn start(
     assert!(index < REACTORS_MAX);
     let failed =
         |e: std::io::Error| Error::new(ErrorKind::Io, format!("reactor {index} cannot start: {e}"));
-    let mailbox = Arc::new(Mailbox::new(MAILBOX_CAPACITY).map_err(failed)?);
-    let shared = Arc::new(Counters::default());
-    let reactor = Reactor {
-        index,
-        mailbox: mailbox.clone(),
-        shared: shared.clone(),
-        counted: Snapshot::default(),
-        shards: Vec::with_capacity(16),
-        group: None,
-        nvmf_dones: Vec::with_capacity(256),
-        epoll: Epoll::new().map_err(failed)?,
-        fds: Vec::with_capacity(64),
-        kicked: Vec::with_capacity(epoll::EVENTS_MAX),
-        shards_changed: true,
-        idle: IdlePolicy::new(settings.idle_us, settings.busy_poll),
-        stopping: false,
-    };
+    let reactor = Reactor::new(index, &settings).map_err(failed)?;
+    let (mailbox, shared) = (reactor.mailbox.clone(), reactor.shared.clone());
     let thread = std::thread::Builder::new().name(format!("reactor{index}"));
     let core = settings.core;
     let thread = thread.spawn(move || {
@@ -141,6 +123,24 @@ pub fn start(
 }
 
 impl Reactor {
+    fn new(index: usize, settings: &Settings) -> std::io::Result<Reactor> {
+        Ok(Reactor {
+            index,
+            mailbox: Arc::new(Mailbox::new(MAILBOX_CAPACITY)?),
+            shared: Arc::default(),
+            counted: Snapshot::default(),
+            shards: Vec::with_capacity(16),
+            group: None,
+            nvmf_dones: Vec::with_capacity(256),
+            epoll: Epoll::new()?,
+            fds: Vec::with_capacity(64),
+            kicked: Vec::with_capacity(epoll::EVENTS_MAX),
+            shards_changed: true,
+            idle: IdlePolicy::new(settings.idle_us, settings.busy_poll),
+            stopping: false,
+        })
+    }
+
     fn run(mut self) {
         let mut now = clock::now_ns();
         while !self.stopping {
@@ -155,19 +155,20 @@ impl Reactor {
             } else {
                 self.counted.idle_ns += spent;
                 if self.idle.wants_sleep(now) {
-                    let slept = self.sleep(now);
-                    let woke = clock::now_ns();
-                    self.counted.idle_ns += woke.saturating_sub(now);
-                    // What else woke us has not been looked at yet.
-                    self.idle.poll_again(slept.is_some());
-                    if slept == Some(Served(true)) {
-                        self.idle.worked(woke);
-                    }
-                    now = woke;
+                    (now, _) = self.rest(now);
                 }
             }
             self.shared.publish(&self.counted);
         }
+    }
+
+    /// Sleeps, if there is really nothing to do, and notes how that ended; the time then.
+    fn rest(&mut self, now: u64) -> (u64, Option<Served>) {
+        let slept = self.sleep(now);
+        let woke = clock::now_ns();
+        self.counted.idle_ns += woke.saturating_sub(now);
+        self.idle.slept(slept, woke);
+        (woke, slept)
     }
 
     /// One turn over everything. True if there was anything to do.
@@ -359,4 +360,4 @@ impl Reactor {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -70,14 +70,14 @@ pub struct Shard {
     pub key: ShardKey,
     /// For the log.
     label: String,
-    engine: Box<Engine>,
+    pub(super) engine: Box<Engine>,
     base: Base,
     exports: Vec<Option<ExportSlot>>,
     clients: ClientIo,
     /// Answers to NVMe jobs, until the group takes them.
     nvmf_dones: Vec<(u64, Status)>,
     /// NVMe jobs that the engine has.
-    nvmf_in_flight: usize,
+    pub(super) nvmf_in_flight: usize,
     /// Told once, when the engine is ready or has failed.
     opening: Option<SyncSender<Result<(), Error>>>,
     /// Set while the shard is being removed.

@@ -176,11 +176,11 @@ fn main() -> ExitCode {
     let totals = run_all(&arguments, jobs);
     println!("sim: {} turns", totals.steps);
     let CacheUse { misses, evictions, compactions, compact_hits, promotions, .. } = totals.cache;
-    let CacheUse { pieces, piece_hits, .. } = totals.cache;
+    let CacheUse { pieces, piece_hits, in_place, .. } = totals.cache;
     println!(
         "sim: node cache: {misses} nodes read, {evictions} evicted, {compactions} leaves packed, \
          {pieces} pieces kept, {compact_hits} reads from compact copies ({piece_hits} of them from \
-         pieces), {promotions} copies made nodes again"
+         pieces), {promotions} copies made nodes again, {in_place} links read in place"
     );
     println!(
         "sim: {} seeds, {} crashes, {} violations",

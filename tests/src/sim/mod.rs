@@ -103,6 +103,8 @@ pub struct CacheUse {
     pub pieces: u64,
     /// Reads answered from them; compact hits too.
     pub piece_hits: u64,
+    /// Reads whose link was read in place.
+    pub in_place: u64,
     /// Compact copies made nodes again.
     pub promotions: u64,
 }
@@ -116,6 +118,7 @@ impl CacheUse {
         self.compact_hits += more.compact_hits;
         self.pieces += more.pieces;
         self.piece_hits += more.piece_hits;
+        self.in_place += more.in_place;
         self.promotions += more.promotions;
     }
 }
@@ -129,6 +132,7 @@ impl From<Stats> for CacheUse {
             compact_hits: stats.cache_compact_hits,
             pieces: stats.cache_pieces,
             piece_hits: stats.cache_piece_hits,
+            in_place: stats.cache_in_place,
             promotions: stats.cache_promotions,
         }
     }

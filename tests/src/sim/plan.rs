@@ -182,6 +182,8 @@ pub struct Plan {
     /// Idle nodes are evicted as if the cache were full: how often, permille of turns, and how many
     /// at most.
     pub squeeze: (u32, usize),
+    /// Some requests go to the base past the engine's outbox.
+    pub straight: bool,
     /// The clock leaps forward, permille of turns.
     pub leap_permille: u32,
     /// The host ticks without need now and then.
@@ -233,6 +235,7 @@ impl Plan {
             all_shards: false,
             aimed_permille: 0,
             squeeze: (0, 0),
+            straight: true,
             leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
             ops,
@@ -315,6 +318,17 @@ impl Plan {
         self.command_permille = late.pick(&[10, 30]);
         (self.burst, self.pause_ns) = (late.pick(&[1, 2]), late.pick(&[0, 20_000]));
         self.squeeze = (late.pick(&[100, 400]), late.pick(&[2, 10]));
+    }
+
+    /// Leaves are forgotten one by one on a device that is memory, so that the node above knows the
+    /// way to links that are read where they lie.
+    pub fn forget(&mut self, late: &mut Rng) {
+        self.traits.atomic_rw = true;
+        (self.disks, self.window_blocks) = (late.pick(&[1, 2, 4]), late.pick(&[1024, 4096]));
+        self.mix.weights = [60, late.pick(&[10, 40]), 2, 4, 2, 0];
+        self.mix.lengths = [late.pick(&[0, 20]), 90, 2, 0, 0];
+        (self.burst, self.pause_ns) = (late.pick(&[1, 4]), late.pick(&[0, 20_000]));
+        self.squeeze = (late.pick(&[30, 100]), late.pick(&[1, 3]));
     }
 
     /// Writes of guests now and then take far longer than everything else, while snapshots are

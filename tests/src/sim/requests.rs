@@ -51,7 +51,7 @@ impl World {
     fn submit(&mut self, mut flight: Flight) -> Result<bool, String> {
         flight.free_blocks = self.engine().store_info().free_blocks;
         let request = flight.request;
-        let swift = self.try_at_once(&flight);
+        let swift = self.try_short(&flight);
         let accepted = swift || self.engine_mut().submit(&request, flight.buffer.segs());
         if !accepted {
             if self.flights.len() < self.config.slots {
@@ -94,6 +94,7 @@ impl World {
         self.flights.insert(request.cookie, flight);
         self.issued += 1;
         self.move_writes();
+        self.start_own(false)?;
         Ok(true)
     }
 
@@ -135,7 +136,8 @@ impl World {
         let (offset, len) = match op {
             Op::Flush => (0, 0),
             Op::Read | Op::Write | Op::Discard | Op::WriteZeroes => {
-                self.draw_range(place, op, size)
+                let range = self.draw_range(place, op, size);
+                self.short_range(op, range, size)
             }
         };
         let fua = matches!(op, Op::Write | Op::WriteZeroes)

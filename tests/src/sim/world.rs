@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lamina_bdev::{
-    Config, Done, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel, Tag, Uuid,
-    fixed_areas, format_plan, read_label,
+    BaseIo, BaseOp, Config, Done, Engine, FormatParams, Handle, LABEL_BYTES, Name, Seg, StoreLabel,
+    Tag, Uuid, fixed_areas, format_plan, read_label,
 };
 
 use super::base::Base;
@@ -26,7 +26,7 @@ use super::plan::{Faults, Lie, Plan};
 use super::power::Crash;
 use super::requests::{Errand, Flight};
 use super::rng::{Rng, mix};
-use super::swift::Swift;
+use super::swift::{Own, Swift};
 use super::trace::Trace;
 use super::{CacheUse, regressions};
 
@@ -78,6 +78,8 @@ pub struct World {
     /// Carried out by the engine, to be moved by the host; and those that were.
     pub(super) swift: Vec<Swift>,
     pub(super) swift_dones: Vec<Done>,
+    /// Operations of requests that the host is to start itself.
+    pub(super) own: Vec<Own>,
     pub(super) errands: VecDeque<Errand>,
     pub(super) shrinks: Vec<(Place, u64, u64)>,
     pub(super) scratch: Vec<u8>,
@@ -135,9 +137,11 @@ impl World {
         let mut plan = Plan::draw(&mut rng, &mut late, ops);
         // What known seeds have shown, they have shown without these.
         if regressions().iter().any(|(known, _)| *known == seed) {
-            plan.squeeze = (0, 0);
+            (plan.squeeze, plan.straight) = ((0, 0), false);
         } else if late.chance(70) {
             plan.comb(&mut late);
+        } else if late.chance(120) {
+            plan.forget(&mut late);
         }
         if lie != Lie::None {
             plan.faults = Faults::default();
@@ -199,6 +203,7 @@ impl World {
             parked: None,
             swift: Vec::new(),
             swift_dones: Vec::new(),
+            own: Vec::new(),
             errands: VecDeque::new(),
             shrinks: Vec::new(),
             scratch: Vec::new(),
@@ -290,6 +295,10 @@ impl World {
         let (permille, most) = self.plan.squeeze;
         if permille > 0 && self.rng.chance(permille) {
             self.engine_mut().evict_nodes(most);
+            // Not drawn, so that old seeds draw what they drew.
+            if mix(self.model.clock) & 1 == 0 {
+                self.engine_mut().forget_copies();
+            }
         }
         let now = self.now;
         self.fresh = false;
@@ -343,7 +352,9 @@ impl World {
                 self.flush_failed_at = self.model.tick();
             }
             self.take_harm();
-            self.engine_mut().complete(tag, result);
+            if let Some(done) = self.engine_mut().ended(tag, result) {
+                self.swift_dones.push(done);
+            }
         }
     }
 
@@ -378,7 +389,7 @@ impl World {
 
     /// Starts what the engine wants of the base.
     fn start_io(&mut self) -> Result<(), String> {
-        let region = self.label.first_region + u64::from(self.plan.shard) * self.label.region_bytes;
+        self.start_own(true)?;
         while let Some(io) = self.engine_mut().next_io() {
             let mut segs = std::mem::take(&mut self.segs);
             if io.first.len == io.len as usize {
@@ -387,27 +398,32 @@ impl World {
             } else {
                 self.engine().gather(&io, &mut segs);
             }
-            let bytes: usize = segs.iter().map(|seg| seg.len).sum();
-            let flush = io.op == lamina_bdev::BaseOp::Flush;
-            let aligned = io.offset % 512 == 0 && io.len % 512 == 0;
-            let inside = io
-                .offset
-                .checked_add(u64::from(io.len))
-                .is_some_and(|end| end <= self.label.region_bytes);
-            if !aligned || !inside || bytes != io.len as usize || flush != (io.len == 0) {
-                return Err(format!("a base operation against the rules: {io:?}, {bytes} bytes"));
-            }
-            self.check_settled(&io)?;
-            let now = self.now;
-            self.trace.note("io", [io.op as u64, io.offset, u64::from(io.len)]);
-            self.trace.line(now, || {
-                format!("  base: {:?} start {:?} {:#x}+{:#x}", io.tag, io.op, io.offset, io.len)
-            });
-            self.base.start(&io, region + io.offset, &segs, now);
+            self.start_one(&io, &segs)?;
             self.segs = segs;
-            if io.op == lamina_bdev::BaseOp::Write && io.offset < SUPERBLOCKS_BYTES {
-                self.aim();
-            }
+        }
+        Ok(())
+    }
+
+    /// Starts one base operation, which must keep to the rules.
+    pub(super) fn start_one(&mut self, io: &BaseIo, segs: &[Seg]) -> Result<(), String> {
+        let region = self.label.first_region + u64::from(self.plan.shard) * self.label.region_bytes;
+        let bytes: usize = segs.iter().map(|seg| seg.len).sum();
+        let flush = io.op == BaseOp::Flush;
+        let aligned = io.offset.is_multiple_of(512) && io.len.is_multiple_of(512);
+        let end = io.offset.checked_add(u64::from(io.len));
+        let inside = end.is_some_and(|end| end <= self.label.region_bytes);
+        if !aligned || !inside || bytes != io.len as usize || flush != (io.len == 0) {
+            return Err(format!("a base operation against the rules: {io:?}, {bytes} bytes"));
+        }
+        self.check_settled(io)?;
+        let now = self.now;
+        self.trace.note("io", [io.op as u64, io.offset, u64::from(io.len)]);
+        self.trace.line(now, || {
+            format!("  base: {:?} start {:?} {:#x}+{:#x}", io.tag, io.op, io.offset, io.len)
+        });
+        self.base.start(io, region + io.offset, segs, now);
+        if io.op == BaseOp::Write && io.offset < SUPERBLOCKS_BYTES {
+            self.aim();
         }
         Ok(())
     }

@@ -97,6 +97,11 @@ pub fn malloc(mib: u64, block: u64) -> (&'static str, Value) {
     ("bdev_malloc_create", params)
 }
 
+/// A bdev `Pass0` that hands its I/O on to `Malloc0`, and lends no memory.
+pub fn passthru() -> (&'static str, Value) {
+    ("bdev_passthru_create", json!({"base_bdev_name": "Malloc0", "name": "Pass0"}))
+}
+
 impl App {
     /// Makes a folder and starts the application in it.
     pub fn start(tool: Tool<'_>, bdevs: Bdevs<'_>) -> App {

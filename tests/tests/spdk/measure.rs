@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use super::app::{App, MIB, Tool, malloc, ready_with, spdk_program};
+use super::app::{App, MIB, Tool, malloc, passthru, ready_with, spdk_program};
 use lamina_tests::client::{Device, Options, Request, lock, wait};
 use lamina_tests::guest::{Daemon, program};
 use serde_json::{Value, json};
@@ -79,8 +79,7 @@ impl Kind {
     fn base(self, under: Under) -> Vec<(&'static str, Value)> {
         let mut bdevs = vec![malloc(if self == Kind::Raw { DISK_MIB } else { BASE_MIB }, 4096)];
         if under == Under::Passthru {
-            let params = json!({"base_bdev_name": "Malloc0", "name": under.bdev()});
-            bdevs.push(("bdev_passthru_create", params));
+            bdevs.push(passthru());
         }
         bdevs
     }

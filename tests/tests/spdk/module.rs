@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::app::{App, MIB, SPDK_TGT, Tool, malloc, ready, ready_with, spdk_program};
+use super::app::{
+    App, Bdevs, MIB, SPDK_TGT, Tool, malloc, passthru, ready, ready_with, spdk_program,
+};
 use lamina_tests::client::{Device, Options, Request, lock, wait};
 use serde_json::{Value, json};
 
@@ -57,10 +59,27 @@ fn disks_are_bdevs_that_come_change_and_go() {
     drop(app.into_folder());
 }
 
+/// What a store lies on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Under {
+    /// Memory, that is lent.
+    Memory,
+    /// A bdev that is reached by I/O.
+    Io,
+    /// The same, where SPDK has not I/O enough for what is asked for at a time.
+    FewIo,
+}
+
 /// Runs a program of SPDK that waits to be told, and gives its answer.
-fn performed(place: &str, arguments: &[&str], params: Value) -> (App, Value) {
-    let app = App::start(Tool::Preloaded(place, arguments), &[malloc(256, 4096)]);
-    app.create_store("Malloc0");
+fn performed(under: Under, place: &str, arguments: &[&str], params: Value) -> (App, Value) {
+    let few = json!({"bdev_io_pool_size": 80, "bdev_io_cache_size": 4});
+    let (base, bdevs) = match under {
+        Under::Memory => ("Malloc0", vec![malloc(256, 4096)]),
+        Under::Io => ("Pass0", vec![malloc(256, 4096), passthru()]),
+        Under::FewIo => ("Pass0", vec![("bdev_set_options", few), malloc(256, 4096), passthru()]),
+    };
+    let app = App::start(Tool::Preloaded(place, arguments), &bdevs);
+    app.create_store(base);
     app.create_disk("d", 96);
     let answer = app.ask("perform_tests", params);
     (app, answer)
@@ -71,9 +90,15 @@ fn bdevperf_finds_what_it_wrote() {
     if !ready_with("bdevperf_finds_what_it_wrote", PERF) {
         return;
     }
-    for workload in ["verify", "reset", "unmap", "write_zeroes", "flush"] {
+    let all = ["verify", "reset", "unmap", "write_zeroes", "flush"];
+    let on = |under, all: &[&'static str]| all.iter().map(|one| (under, *one)).collect::<Vec<_>>();
+    let few = ["verify", "randrw"];
+    let runs = [on(Under::Memory, &all), on(Under::Io, &all), on(Under::FewIo, &few)].concat();
+    for (under, workload) in runs {
+        let mix: &[&str] = if workload == "randrw" { &["-M", "50"] } else { &[] };
         let arguments = ["-z", "-q", "32", "-o", "4096", "-w", workload, "-t", "2", "-T", "pool/d"];
-        let (app, answer) = performed(PERF, &arguments, Value::Null);
+        let arguments = [&arguments, mix].concat();
+        let (app, answer) = performed(under, PERF, &arguments, Value::Null);
         let job = &answer["results"][0];
         assert_eq!(job["status"], "finished", "{workload}: {answer}");
         assert_eq!((&job["io_failed"], &job["io_timeout"]), (&json!(0), &json!(0)), "{workload}");
@@ -94,8 +119,10 @@ fn bdevio_passes() {
     }
     // It wants three cores; the machine may have fewer.
     let arguments = ["-w", "-m", "--lcores=0@0,1@1,2@1"];
-    let (app, answer) = performed(IO, &arguments, json!({"name": "pool/d"}));
-    assert_eq!(answer, json!(0), "failures\n{}", app.log());
+    for under in [Under::Memory, Under::Io] {
+        let (app, answer) = performed(under, IO, &arguments, json!({"name": "pool/d"}));
+        assert_eq!(answer, json!(0), "failures on {under:?}\n{}", app.log());
+    }
 }
 
 #[test]
@@ -121,8 +148,14 @@ fn a_base_pulled_out_is_an_error_on_its_disks() {
     if !ready("a_base_pulled_out_is_an_error_on_its_disks") {
         return;
     }
-    let app = App::start(Tool::Target, &[malloc(128, 4096)]);
-    app.create_store("Malloc0");
+    pulled_out("Malloc0", &[malloc(128, 4096)]);
+    pulled_out("Pass0", &[malloc(128, 4096), passthru()]);
+    assert!(spdk_program("no/such/program").is_none());
+}
+
+fn pulled_out(base: &str, bdevs: Bdevs<'_>) {
+    let app = App::start(Tool::Target, bdevs);
+    app.create_store(base);
     app.create_disk("d", 32);
     let socket = app.export("pool/d");
     let device = Device::connect(&socket, Options { huge: true, ..Options::default() })
@@ -135,7 +168,7 @@ fn a_base_pulled_out_is_an_error_on_its_disks() {
     };
     assert!(write(0) && write(MIB));
     app.ask("bdev_malloc_delete", json!({"name": "Malloc0"}));
-    assert!(app.bdev("Malloc0").is_none(), "it is held");
+    assert!(app.bdev(base).is_none(), "it is held");
     let deadline = Instant::now() + Duration::from_secs(10);
     while write(2 * MIB) {
         assert!(Instant::now() < deadline, "writes go well without a base");
@@ -149,5 +182,4 @@ fn a_base_pulled_out_is_an_error_on_its_disks() {
     app.ask("lamina_store_close", json!({"name": "pool", "force": true}));
     assert!(app.bdev("pool/d").is_none());
     drop(app.into_folder());
-    assert!(spdk_program("no/such/program").is_none());
 }
