@@ -210,7 +210,10 @@ impl HostBase for BdevBase {
 
     fn room(&self) -> usize {
         let by_io = matches!(self.held, Some(Held { way: Way::Io(_), .. }));
-        if !by_io || self.paused || self.refused.is_some() || self.again {
+        // What is gone is let go once nothing is in flight: whoever asks again and again must not
+        // keep it.
+        let held_up = self.paused || self.refused.is_some() || self.again;
+        if !by_io || held_up || self.device.is_gone() {
             return 0;
         }
         (IN_FLIGHT_MAX as usize).saturating_sub(self.ios.in_flight() + self.handed_on)
@@ -222,7 +225,9 @@ impl HostBase for BdevBase {
         let at = offset >> self.device.block_bytes().trailing_zeros();
         self.handed_on += usize::from(!std::mem::take(&mut self.again));
         let (io, rc) = match &self.held {
-            Some(Held { way: Way::Io(channel), opened }) => {
+            Some(Held { way: Way::Io(channel), opened }) if !self.device.is_gone() => {
+                // `at` and the I/O's own length are in the same blocks.
+                assert_eq!(io.blocks() * u64::from(self.device.block_bytes()), io.bytes());
                 match below::start::<Backed, _>(&opened.desc, channel, io, at) {
                     Ok(()) => return HandedOn::Started,
                     Err(refused) => refused,

@@ -65,7 +65,7 @@ impl Daemon {
         let (reactor, thread) = reactor::start(0, settings).unwrap();
         let shard = ShardHandle::new(reactor.clone(), ShardKey(1));
         let make = |key, opened| Shard::new(key, "store".into(), engine, Base::Ram(base), opened);
-        shard.open(make).unwrap();
+        let shard = shard.begin(make).unwrap().wait().unwrap();
         let disk = Command::CreateDisk {
             name: Name::new("disk").unwrap(),
             uuid: Uuid([8; 16]),

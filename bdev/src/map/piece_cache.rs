@@ -70,24 +70,17 @@ impl NodeCache {
     #[inline]
     pub fn run_kept(&mut self, leaf: Key, index: u16, want: usize) -> Option<((u64, usize), bool)> {
         // A leaf has one or the other; what there is more of is looked for first.
-        if self.compact.mostly_pieces() {
-            let run = self.piece_run(leaf, index, want).map(|run| (run, true));
-            return run.or_else(|| self.whole_run(leaf, index).map(|run| (run, false)));
+        let first = self.compact.mostly_pieces();
+        for of_piece in [first, !first] {
+            let key = if of_piece { piece_key(leaf, index) } else { leaf };
+            let Some(record) = self.compact.find(&self.links, key) else { continue };
+            let run = match of_piece {
+                true => self.compact.piece_run_at(&self.links, record, index, want),
+                false => self.compact.run_at(&self.links, record, index),
+            };
+            return Some((run, of_piece));
         }
-        let run = self.whole_run(leaf, index).map(|run| (run, false));
-        run.or_else(|| self.piece_run(leaf, index, want).map(|run| (run, true)))
-    }
-
-    #[inline]
-    fn whole_run(&mut self, leaf: Key, index: u16) -> Option<(u64, usize)> {
-        let copy = self.compact.find(&self.links, leaf)?;
-        Some(self.compact.run_at(&self.links, copy, index))
-    }
-
-    #[inline]
-    fn piece_run(&mut self, leaf: Key, index: u16, want: usize) -> Option<(u64, usize)> {
-        let piece = self.compact.find(&self.links, piece_key(leaf, index))?;
-        Some(self.compact.piece_run_at(&self.links, piece, index, want))
+        None
     }
 
     /// Gives all pages up.

@@ -229,7 +229,7 @@ impl BdevIo {
     }
 
     /// Blocks of its bdev. As for [`BdevIo::offset`].
-    pub(super) fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         // SAFETY: as in `offset`.
         unsafe { (*self.raw()).u.bdev.num_blocks }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lamina_bdev::limits::SHARDS_MAX;
 use lamina_bdev::{BaseTraits, Error, ErrorKind};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::flushes::Flushes;
 use super::probe::{self, QueueTraits};
@@ -319,11 +319,8 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Turns direct I/O on; true if its file system takes that.
 fn set_direct(file: &File) -> bool {
-    // SAFETY: flags of a descriptor of ours; no memory is involved.
-    unsafe {
-        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-        flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) == 0
-    }
+    let flags = rustix::fs::fcntl_getfl(file);
+    flags.and_then(|flags| rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT)).is_ok()
 }
 
 /// Memory alignment with which direct reads of one sector work, found by trying.

@@ -125,6 +125,14 @@ impl Device {
         Ok((Device::File(Arc::new(file)), false))
     }
 
+    /// Takes away the file that was made for a store; what is not a file stays.
+    pub fn remove(&self) {
+        match self {
+            Device::File(file) => file.remove(),
+            Device::Ram(_) | Device::Null(_) | Device::Host(_) => {}
+        }
+    }
+
     /// Bytes, whole blocks.
     pub fn size(&self) -> u64 {
         let size = match self {

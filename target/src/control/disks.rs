@@ -182,6 +182,7 @@ impl Control {
             );
             return Err(Error::new(ErrorKind::Busy, why));
         }
+        self.nvmf.finish_leaving(&found.store, found.shard, disk.id, shown)?;
         match found.store.shards[found.shard].command(command)? {
             Reply::Unit => Ok(()),
             other => unreachable!("a deletion answered {other:?}"),

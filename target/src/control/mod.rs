@@ -1,7 +1,8 @@
 //! The control side: everything that may block, on threads of its own.
 //!
 //! ```text
-//!  JSON-RPC connection threads ─► methods ─┬─ stores     open, create, close
+//!  JSON-RPC connection threads ─► methods ─┬─ opening    stores made and opened
+//!                                          ├─ stores     looked up, closed
 //!                                          ├─ disks      create, clone, resize, delete
 //!                                          ├─ snapshots  take, label, delete
 //!                                          ├─ exports    attach, detach, restore
@@ -18,6 +19,7 @@
 mod blob;
 mod changes;
 mod check;
+mod coming;
 pub mod device;
 mod disks;
 mod exports;
@@ -33,6 +35,7 @@ mod nvmf_keys;
 mod nvmf_restore;
 mod nvmf_transport;
 mod nvmf_views;
+mod opening;
 pub(crate) mod random;
 mod snapshots;
 mod sockets;
@@ -47,16 +50,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lamina_bdev::{Error, ErrorKind};
 
 use crate::config::Config;
-use crate::events::{self, Severity};
 use crate::log;
 use crate::reactor::handle::{Message, ReactorHandle};
 use crate::reactor::shard::ShardKey;
 use crate::reactor::space_watch::Thresholds;
+use coming::{Claim, Coming};
 use exports::Export;
 use host::{Embedded, Host};
 use nvmf::Nvmf;
@@ -64,7 +67,12 @@ use state::{KnownStore, StateDir};
 use stores::FailedStore;
 
 pub use methods::failure;
-pub use stores::{CreateStore, Store};
+pub use opening::CreateStore;
+pub use stores::Store;
+
+/// How long a daemon that stops waits for stores on their way in.
+const COMING_PATIENCE: Duration = Duration::from_secs(5);
+const COMING_RETRY: Duration = Duration::from_millis(5);
 
 /// The daemon, without its RPC server.
 pub struct Control {
@@ -80,6 +88,8 @@ pub struct Control {
     exports: Mutex<Vec<Arc<Export>>>,
     nvmf: Nvmf,
     changing: Mutex<()>,
+    /// Held from a look at how much memory there is until it is taken.
+    memory: Mutex<()>,
     stopping: AtomicBool,
     next_shard: AtomicU32,
     /// Snapshots that stand for the "now" of disks.
@@ -96,6 +106,9 @@ pub struct Control {
 #[derive(Default)]
 struct Stores {
     open: Vec<Arc<Store>>,
+    /// On their way in.
+    coming: Vec<Coming>,
+    next_claim: u64,
     failed: Vec<FailedStore>,
 }
 
@@ -158,6 +171,7 @@ impl Control {
             exports: Mutex::default(),
             nvmf,
             changing: Mutex::new(()),
+            memory: Mutex::new(()),
             stopping: AtomicBool::new(false),
             next_shard: AtomicU32::new(0),
             nows: Mutex::default(),
@@ -169,12 +183,12 @@ impl Control {
     }
 
     /// Opens the stores that were open before, and those given; one that cannot be opened is
-    /// logged and listed as failed.
+    /// logged and listed as failed, and one whose device hangs comes later.
     ///
     /// # Errors
     /// The state file is damaged: going on would forget stores.
     pub fn open_known(&self, given: &[String]) -> Result<(), Error> {
-        let _change = self.change()?;
+        let change = self.change()?;
         let mut known = self.state.load()?;
         self.restore_subsystems()?;
         for path in given {
@@ -183,16 +197,11 @@ impl Control {
                 known.push(KnownStore { path, ..KnownStore::default() });
             }
         }
-        for store in known {
-            match self.open_store(&store.path) {
-                Ok(opened) => opened.take_warnings(&store, self.thresholds),
-                Err(error) => {
-                    let text = format!("the store on {} is not open: {error}", store.path);
-                    events::push(Severity::Error, &store.name, text);
-                    self.stores_mut().failed.push(FailedStore { known: store });
-                }
-            }
-        }
+        let failed = known.into_iter().map(|known| FailedStore { known });
+        self.stores_mut().failed.extend(failed);
+        drop(change);
+        self.open_failed();
+        let _change = self.change()?;
         // Hosts may come only now that the disks are there.
         self.restore_listeners();
         self.remember()
@@ -207,8 +216,8 @@ impl Control {
         for store in self.open_stores() {
             drop(self.lock_store(&store));
         }
+        let mut good = self.wait_for_coming();
         let _change = self.lock_change();
-        let mut good = true;
         let mut check = |what: &str, result: Result<(), Error>| {
             if let Err(error) = result {
                 log::error(format!("while stopping, {what}: {error}"));
@@ -222,16 +231,38 @@ impl Control {
         for store in std::mem::take(&mut self.stores_mut().open) {
             check(store.name.as_str(), self.close_shards(&store));
         }
-        for reactor in &self.reactors {
-            check("a reactor", reactor.post(Message::Stop));
+        // With something in flight for which the kernel still writes to its memory, a reactor must
+        // not end before the process does.
+        good && self.stop_reactors()
+    }
+
+    fn stop_reactors(&self) -> bool {
+        let mut posted = self.reactors.iter().map(|reactor| reactor.post(Message::Stop));
+        if let Some(error) = posted.find_map(Result::err) {
+            log::error(format!("while stopping, a reactor: {error}"));
+            return false;
         }
         let threads = std::mem::take(&mut *unpoisoned(self.threads.lock()));
-        if good {
-            for thread in threads {
-                good &= thread.join().is_ok();
+        threads.into_iter().all(|thread| thread.join().is_ok())
+    }
+
+    /// Stores on their way in see that the daemon stops, unless their device hangs. True if all
+    /// have come to their end.
+    fn wait_for_coming(&self) -> bool {
+        let end = Instant::now() + COMING_PATIENCE;
+        loop {
+            let coming: Vec<String> =
+                unpoisoned(self.stores.read()).coming.iter().map(|one| one.path.clone()).collect();
+            if coming.is_empty() {
+                return true;
             }
+            if Instant::now() >= end {
+                let paths = coming.join(", ");
+                log::error(format!("while stopping: stores are still being opened: {paths}"));
+                return false;
+            }
+            std::thread::sleep(COMING_RETRY);
         }
-        good
     }
 
     /// Asks the main thread to end the daemon.
@@ -265,12 +296,20 @@ impl Control {
         ShardKey(self.next_shard.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Writes down which stores are open (or were meant to be).
+    /// Writes down which stores are open (or were meant to be); with [`Control::change`] only.
     fn remember(&self) -> Result<(), Error> {
+        self.remember_with(None)
+    }
+
+    /// The same, as if one on its way in were open.
+    fn remember_with(&self, new: Option<(&Claim<'_>, &Store)>) -> Result<(), Error> {
         let stores = unpoisoned(self.stores.read());
-        let open = stores.open.iter().filter_map(|store| store.known());
+        let open = stores.open.iter().map(Arc::as_ref).chain(new.map(|(_, store)| store));
+        let open = open.filter_map(Store::known);
+        let others = |coming: &&Coming| !new.is_some_and(|(claim, _)| claim.is(coming));
+        let coming = stores.coming.iter().filter(others).filter_map(|coming| coming.known.clone());
         let failed = stores.failed.iter().map(|store| store.known.clone());
-        let known: Vec<KnownStore> = open.chain(failed).collect();
+        let known: Vec<KnownStore> = open.chain(coming).chain(failed).collect();
         drop(stores);
         self.state.save(&known)
     }
@@ -282,11 +321,19 @@ fn unpoisoned<G>(result: Result<G, std::sync::PoisonError<G>>) -> G {
     result.unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// One spelling for a path, also of what is not there yet.
 fn absolute(path: &str) -> String {
     if device::ends_with_the_daemon(path) || path.starts_with(host::PATH_PREFIX) {
         return path.into();
     }
-    let canonical = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    let in_folder = |_| -> std::io::Result<PathBuf> {
+        let path = std::path::absolute(path)?;
+        match (path.parent().map(std::fs::canonicalize), path.file_name()) {
+            (Some(Ok(folder)), Some(name)) => Ok(folder.join(name)),
+            (Some(Err(_)) | None, _) | (_, None) => Ok(path),
+        }
+    };
+    let canonical = std::fs::canonicalize(path).or_else(in_folder);
     canonical.ok().and_then(|path| path.to_str().map(str::to_string)).unwrap_or_else(|| path.into())
 }
 

@@ -11,6 +11,9 @@
 //! One device stands for a disk or snapshot however many namespaces show it. Whoever changes what
 //! is shown holds [`Control::change`]; whoever attaches or detaches, [`Control::change_in`].
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,7 +25,7 @@ use lamina_nvmf::reservation::Kept;
 use lamina_nvmf::subsystem::DeviceKey;
 
 use super::blob::Exported;
-use super::names::{Entity, Found};
+use super::names::{self, Entity, Found};
 use super::nvmf_book::{Book, NamespaceRecord};
 use super::nvmf_claims::Saver;
 use super::stores::Store;
@@ -62,6 +65,15 @@ pub(super) struct Device {
     pub(super) shown: Vec<Shown>,
     /// It is being let go, and cannot be shown again: requests may still be in flight on it.
     leaving: bool,
+}
+
+impl Device {
+    /// True if it stands for this disk or a snapshot of it; of `dev`, for that alone.
+    fn is_of(&self, store: &Arc<Store>, shard: usize, disk: DiskId, dev: Option<Exported>) -> bool {
+        Arc::ptr_eq(&self.store, store)
+            && (self.shard, self.disk) == (shard, disk)
+            && dev.is_none_or(|dev| dev == self.dev)
+    }
 }
 
 /// The NVMe side of the daemon.
@@ -180,6 +192,23 @@ impl Nvmf {
         shard.command(Command::Detach(device.handle)).map(|_| ())
     }
 
+    /// Lets devices of a disk (or the one of this snapshot of it) go that could not be when they
+    /// were to: their requests hung.
+    ///
+    /// # Errors
+    /// `Io` if they still do.
+    pub(super) fn finish_leaving(
+        &self,
+        store: &Arc<Store>,
+        shard: usize,
+        disk: DiskId,
+        dev: Option<Exported>,
+    ) -> Result<(), Error> {
+        let its = |device: &&Device| device.leaving && device.is_of(store, shard, disk, dev);
+        let keys: Vec<DeviceKey> = self.devices().iter().filter(its).map(|one| one.key).collect();
+        keys.into_iter().try_for_each(|key| self.detach_if_unused(key))
+    }
+
     /// A key never used before: place in the low half, its uses in the high half.
     fn take_place(&self) -> DeviceKey {
         let mut places = unpoisoned(self.places.lock());
@@ -256,12 +285,9 @@ impl Control {
         dev: Option<Exported>,
     ) -> Option<(Device, Shown)> {
         let devices = self.nvmf.devices();
-        let found = devices.iter().find(|device| {
-            Arc::ptr_eq(&device.store, store)
-                && (device.shard, device.disk) == (shard, disk)
-                && dev.is_none_or(|dev| dev == device.dev)
-                && !device.shown.is_empty()
-        })?;
+        let found = devices
+            .iter()
+            .find(|device| device.is_of(store, shard, disk, dev) && !device.shown.is_empty())?;
         Some((found.clone(), found.shown[0].clone()))
     }
 
@@ -334,13 +360,13 @@ impl Control {
         })
     }
 
-    /// Adds the namespaces that the book has of a store's disks.
+    /// Adds the namespaces that the book has of a store's disks. The caller has the store's turn.
     pub(super) fn restore_namespaces(&self, store: &Arc<Store>) {
         let uuid = store.uuid.to_string();
         let records = self.nvmf.book.read();
         let its = records.namespaces().filter(|(_, namespace)| namespace.store == uuid);
         for (nqn, namespace) in its {
-            match self.restore_namespace(nqn, namespace) {
+            match self.restore_namespace(store, nqn, namespace) {
                 Ok(()) => log::info(format!(
                     "{} is namespace {} of {nqn} again",
                     namespace.alias, namespace.nsid
@@ -353,17 +379,35 @@ impl Control {
         }
     }
 
-    fn restore_namespace(&self, nqn: &str, record: &NamespaceRecord) -> Result<(), Error> {
-        let found = self.find(&record.device)?;
+    fn restore_namespace(
+        &self,
+        store: &Arc<Store>,
+        nqn: &str,
+        record: &NamespaceRecord,
+    ) -> Result<(), Error> {
+        let found = names::find(std::slice::from_ref(store), &record.device)?;
         let spec = super::nvmf_ids::spec_of(record)?;
-        self.show(&found, nqn, spec).map(|_| ())
+        // Its base may hang: not with the daemon's lock.
+        let device = self.nvmf.attach(&found)?;
+        let shown = self.change().and_then(|_change| {
+            let kept = self.nvmf.book.read();
+            if !kept.namespaces().any(|(of, kept)| of == nqn && kept == record) {
+                return Err(Error::new(ErrorKind::NotFound, "it has been taken out meanwhile"));
+            }
+            self.show(&found, &device, nqn, spec).map(drop)
+        });
+        if shown.is_err() {
+            self.nvmf.detach_if_unused(device.key)?;
+        }
+        shown
     }
 
-    /// Makes a disk a namespace, with the reservations that are kept with it. `spec` lacks only
-    /// what the device says.
+    /// Makes a disk that is attached a namespace, with the reservations that are kept with it.
+    /// `spec` lacks only what the device says.
     pub(super) fn show(
         &self,
         found: &Found,
+        device: &Device,
         nqn: &str,
         mut spec: lamina_nvmf::subsystem::NamespaceSpec,
     ) -> Result<u32, Error> {
@@ -371,7 +415,6 @@ impl Control {
         let claims = Kept::from_bytes(&found.entity.disk().claims).map_err(|fault| {
             Error::new(ErrorKind::Corrupt, format!("reservations kept with {alias}: {fault}"))
         })?;
-        let device = self.nvmf.attach(found)?;
         spec.device = device.key;
         spec.name = device.uuid.to_string();
         spec.disk_uuid = device.uuid;
@@ -392,21 +435,11 @@ impl Control {
             }
             Ok(nsid)
         };
-        let added = self.nvmf.service.run(move |core| core.edit(add));
-        match added.and_then(|added| added) {
-            Ok(nsid) => {
-                for known in self.nvmf.devices().iter_mut().filter(|d| d.key == key) {
-                    known.shown.push(Shown { nqn: nqn.to_string(), nsid });
-                }
-                Ok(nsid)
-            }
-            Err(error) => {
-                if let Err(other) = self.nvmf.detach_if_unused(key) {
-                    log::error(format!("{} stays attached: {other}", device.alias));
-                }
-                Err(error)
-            }
+        let nsid = self.nvmf.service.run(move |core| core.edit(add))??;
+        for known in self.nvmf.devices().iter_mut().filter(|known| known.key == key) {
+            known.shown.push(Shown { nqn: nqn.to_string(), nsid });
         }
+        Ok(nsid)
     }
 
     /// Takes namespaces out of the book of devices; those that are shown less.

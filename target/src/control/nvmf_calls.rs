@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Control;
 use super::methods::failure;
 use super::names::Found;
+use super::nvmf::Device;
 use super::nvmf_book::{HostRecord, ListenerRecord, ReferralRecord, SubsystemRecord};
 use super::nvmf_ids::{address_of, ana_state_of, record_of, spec_of_call};
 
@@ -190,7 +191,7 @@ impl Control {
         }
         // Its base may hang: not with the daemon's lock.
         let device = self.nvmf.attach(&found).map_err(failure)?;
-        let added = self.add_attached(&found, params);
+        let added = self.add_attached(&found, &device, params);
         if added.is_err() {
             self.nvmf.detach_if_unused(device.key).map_err(failure)?;
         }
@@ -198,7 +199,12 @@ impl Control {
     }
 
     /// Makes a disk that is attached a namespace, and keeps that.
-    fn add_attached(&self, found: &Found, params: rpc::NvmfSubsystemAddNs) -> Answer {
+    fn add_attached(
+        &self,
+        found: &Found,
+        device: &Device,
+        params: rpc::NvmfSubsystemAddNs,
+    ) -> Answer {
         let _change = self.change().map_err(failure)?;
         let nqn = params.nqn;
         let name = nqn.clone();
@@ -225,7 +231,7 @@ impl Control {
                 spec.nsid = (1..u32::MAX).find(|nsid| !taken(nsid));
             }
         }
-        let nsid = self.show(found, &nqn, spec).map_err(refusal)?;
+        let nsid = self.show(found, device, &nqn, spec).map_err(refusal)?;
         let name = nqn.clone();
         let namespace = self.nvmf.service.run(move |core| {
             let (_, subsystem) = core.target().find(&name)?;

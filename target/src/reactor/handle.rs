@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lamina_bdev::{Command, Engine, Error, ErrorKind, Reply};
 
@@ -133,6 +133,35 @@ pub struct ShardHandle {
     key: ShardKey,
 }
 
+/// A shard whose engine is being opened.
+#[must_use = "nobody else takes it off its reactor if that fails"]
+pub struct Opening {
+    shard: ShardHandle,
+    answer: Receiver<Result<(), Error>>,
+    end: Instant,
+}
+
+impl Opening {
+    /// Waits until the engine is ready.
+    ///
+    /// # Errors
+    /// What opening failed with; the shard is off its reactor then, or goes when its base answers.
+    pub fn wait(self) -> Result<ShardHandle, Error> {
+        let Opening { shard, answer, end } = self;
+        let left = end.saturating_duration_since(Instant::now());
+        let opened = answer.recv_timeout(left).unwrap_or_else(|_| {
+            let seconds = OPEN_TIMEOUT.as_secs();
+            let why = format!("the store is not ready after {seconds} s: its device may hang");
+            Err(Error::new(ErrorKind::Io, why))
+        });
+        if opened.is_err() {
+            // It is of no use, but it is there and holds the lock.
+            let _ = shard.close();
+        }
+        opened.map(|()| shard)
+    }
+}
+
 impl ShardHandle {
     /// The shard `key` that is (or is going to be) on `reactor`.
     pub fn new(reactor: Arc<ReactorHandle>, key: ShardKey) -> ShardHandle {
@@ -149,18 +178,18 @@ impl ShardHandle {
         self.key
     }
 
-    /// Hands a shard over and waits until its engine is ready.
+    /// Hands a shard over; its engine opens by itself.
     ///
     /// # Errors
-    /// What opening failed with; [`ShardHandle::close`] is due all the same.
-    pub fn open(
-        &self,
+    /// `Io` if the reactor takes no messages.
+    pub fn begin(
+        self,
         make: impl FnOnce(ShardKey, SyncSender<Result<(), Error>>) -> Shard,
-    ) -> Result<(), Error> {
+    ) -> Result<Opening, Error> {
         let (opened, answer) = sync_channel(1);
         self.reactor.post(Message::AddShard(Box::new(make(self.key, opened))))?;
         self.reactor.shards.fetch_add(1, Ordering::Relaxed);
-        self.reactor.wait(&answer, OPEN_TIMEOUT)?
+        Ok(Opening { shard: self, answer, end: Instant::now() + OPEN_TIMEOUT })
     }
 
     /// Takes the shard off its reactor and drops it on this thread.

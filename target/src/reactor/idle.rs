@@ -11,6 +11,10 @@
 //! not slept, but made everybody wait; so a reactor whose gaps are short polls through them, and
 //! one with a request now and then sleeps as soon as it was told to.
 
+/// How a sleep ended: whether guests whose kicks ended it had anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Served(pub bool);
+
 /// A gap this many times as long as the set time is long: sleeping is worth it.
 const LONG: u64 = 9;
 /// The longest window, in set times.
@@ -70,10 +74,20 @@ impl IdlePolicy {
         self.spin_ns.is_some() && now_ns.saturating_sub(since) >= self.window_ns
     }
 
-    /// It slept, or could not after all; whatever the reason, it polls for a window again.
-    pub fn poll_again(&mut self, slept: bool) {
+    /// It slept until `now_ns`, or could not after all (`None`); whatever the reason, it polls for
+    /// a window again. What a guest's kick has brought was work, and the end of the gap; what else
+    /// woke it has not been looked at yet.
+    pub fn slept(&mut self, slept: Option<Served>, now_ns: u64) {
         self.poll_since_ns = None;
-        self.slept |= slept;
+        self.slept |= slept.is_some();
+        if slept == Some(Served(true)) {
+            self.worked(now_ns);
+        }
+    }
+
+    /// True from the first turn without work to the next with some.
+    pub fn in_gap(&self) -> bool {
+        self.gap_since_ns.is_some()
     }
 }
 
@@ -102,7 +116,7 @@ mod tests {
     fn gap(idle: &mut IdlePolicy, us: u64) {
         for at in (0..us).chain([us - 1]) {
             if idle.wants_sleep(at * 1000) {
-                idle.poll_again(true);
+                idle.slept(Some(Served(false)), at * 1000);
                 break;
             }
         }
@@ -118,7 +132,7 @@ mod tests {
         idle.worked(52_000);
         assert!(!idle.wants_sleep(60_000));
         assert!(idle.wants_sleep(110_000));
-        idle.poll_again(false);
+        idle.slept(None, 110_000);
         assert!(!idle.wants_sleep(120_000) && idle.wants_sleep(170_000));
         assert!(IdlePolicy::new(0, false).wants_sleep(5));
     }
@@ -148,13 +162,35 @@ mod tests {
         let mut idle = IdlePolicy::new(50, false);
         for at in [100, 200, 300, 400] {
             assert!(!idle.wants_sleep(at * 1000) && idle.wants_sleep((at + 50) * 1000));
-            idle.poll_again(true);
+            idle.slept(Some(Served(false)), (at + 50) * 1000);
         }
         idle.worked(5_000_000);
         assert_eq!(window(&mut idle), 50);
         let mut at_once = IdlePolicy::new(0, false);
         gap(&mut at_once, 1);
         assert!(at_once.wants_sleep(1), "who is told not to poll never does");
+    }
+
+    /// A guest that asks again soon after it was answered, by a kick: the turn after the sleep
+    /// finds nothing left to do, and the next gap begins there.
+    #[test]
+    fn a_kick_that_brought_something_is_the_end_of_a_gap() {
+        let mut idle = IdlePolicy::new(50, false);
+        let mut now = 0;
+        for grown in [100, 200, 400] {
+            assert!(!idle.wants_sleep(now));
+            now += 300_000;
+            assert!(idle.wants_sleep(now) && idle.in_gap());
+            idle.slept(Some(Served(true)), now);
+            assert!(!idle.in_gap());
+            assert_eq!(window(&mut idle), grown, "a short gap that it slept in");
+        }
+        // What else woke it says nothing, and a gap that was none yet stays one.
+        assert!(!idle.wants_sleep(now) && idle.wants_sleep(now + 400_000));
+        idle.slept(Some(Served(false)), now + 400_000);
+        assert!(idle.in_gap());
+        idle.slept(None, now + 400_000);
+        assert!(idle.in_gap());
     }
 
     #[test]

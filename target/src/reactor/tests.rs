@@ -9,6 +9,40 @@ use super::handle::{Message, ReactorHandle, ShardHandle};
 use super::shard::ShardKey;
 use super::*;
 
+/// A reactor that runs as long as a test wants it to, on the thread that the test gives it.
+pub(crate) struct ByHand(Reactor);
+
+impl ByHand {
+    /// It drives a shard, and goes to sleep whenever it finds nothing.
+    pub(crate) fn with(shard: Shard) -> ByHand {
+        let settings = Settings { core: 0, idle_us: 0, busy_poll: false };
+        let mut reactor = Reactor::new(0, &settings).unwrap();
+        reactor.shards.push(Box::new(shard));
+        ByHand(reactor)
+    }
+
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        self.0.shared.clone()
+    }
+
+    /// Runs until a sleep is ended by a guest who has something; whether that counted as work.
+    pub(crate) fn until_served(mut self) -> bool {
+        let mut now = clock::now_ns();
+        loop {
+            if self.0.turn(now) {
+                self.0.idle.worked(now);
+            } else if self.0.idle.wants_sleep(now) {
+                let (woke, slept) = self.0.rest(now);
+                if slept == Some(Served(true)) {
+                    return !self.0.idle.in_gap();
+                }
+                now = woke;
+            }
+            self.0.shared.publish(&self.0.counted);
+        }
+    }
+}
+
 fn reactor(idle_us: u32, busy_poll: bool) -> (Arc<ReactorHandle>, JoinHandle<()>) {
     let core = *affinity::allowed_cores().unwrap().last().unwrap();
     start(0, Settings { core, idle_us, busy_poll }).unwrap()

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use lamina_bdev::limits::CACHE_BYTES_MAX;
 use lamina_rpc::methods::*;
 use serde_json::{Value, json};
 
@@ -81,7 +82,7 @@ fn places_where_no_store_can_be_made() {
             (method, create("x", "x", None), -22, "give a size"),
             (method, create("x", "no/folder", Some(128 * MIB)), -19, "does not exist"),
             (method, create("x", "noise", None), -17, "force"),
-            (method, create("x", "pool.store", None), -16, "in use"),
+            (method, create("x", "pool.store", None), -17, "is open already"),
             (method, json!({ "name": "x", "path": "rel", "size": 128 * MIB }), -22, "absolute"),
             (method, json!({ "name": "x", "path": "ram:1X" }), -22, "not a size"),
             (method, json!({ "name": "x", "path": "ram:90T" }), -28, "smaller"),
@@ -114,16 +115,27 @@ fn places_where_no_store_can_be_made() {
     daemon.stop();
 }
 
+/// Shards that together want more than all memory of this host, whatever it has, with the largest
+/// cache.
+fn shards_beyond_memory() -> u32 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = text.lines().find(|line| line.starts_with("MemTotal:")).unwrap();
+    let kib: usize = total.split_whitespace().nth(1).unwrap().parse().unwrap();
+    u32::try_from(kib / (CACHE_BYTES_MAX >> 10) + 1).unwrap()
+}
+
 #[test]
 fn engines_that_do_not_fit_the_memory_are_refused() {
-    let dir = Dir::new();
+    let (dir, shards) = (Dir::new(), shards_beyond_memory());
     let mut daemon = Daemon::start(&dir, &[]);
-    create_store(&mut daemon, &dir, "pool", 1);
+    create_store(&mut daemon, &dir, "pool", shards);
     daemon.stop();
-    let mut daemon = Daemon::start(&dir, &["--cache-size", "256G"]);
+    let mut daemon = Daemon::start(&dir, &["--cache-size", &CACHE_BYTES_MAX.to_string()]);
     let known = daemon.call(LaminaStoreInfo::default());
-    assert_eq!(known.len(), 1, "it is listed, not open");
-    let create = json!({ "name": "x", "path": dir.text("x"), "size": 128 * MIB });
+    assert_eq!(known.len(), 1, "it is listed");
+    assert_eq!(known[0].state, "failed", "and not open");
+    let size = u64::from(shards) * 128 * MIB;
+    let create = json!({ "name": "x", "path": dir.text("x"), "size": size, "shards": shards });
     let open = json!({ "path": dir.text("pool.store") });
     let words = "bytes of memory";
     check(

@@ -172,3 +172,27 @@ fn a_damaged_state_file_is_not_overwritten() {
     assert!(!status.success() && log.contains("stores.json"), "{status}: {log}");
     assert_eq!(std::fs::read(&file).unwrap(), b"{\"version\":1,");
 }
+
+#[test]
+fn a_store_that_cannot_be_written_down_leaves_no_file() {
+    let dir = Dir::new();
+    let mut daemon = Daemon::start(&dir, &[]);
+    create_store(&mut daemon, &dir, "first", 1);
+    // Nothing can be written where the next state file is to be.
+    let way = dir.path("d.state/stores.json.new");
+    std::fs::create_dir(&way).unwrap();
+    let file = dir.text("pool.store");
+    let params = json!({ "name": "pool", "path": file, "size": 64 * MIB });
+    let error = daemon.refused("lamina_store_create", &params);
+    assert!(error.message.contains("stores.json"), "{error}");
+    assert!(!dir.path("pool.store").exists(), "it was made for the store");
+    let names = |daemon: &mut Daemon| {
+        let stores = daemon.call(LaminaStoreInfo::default());
+        stores.into_iter().map(|store| (store.name, store.state)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&mut daemon), [("first".into(), "online".into())]);
+    std::fs::remove_dir(&way).unwrap();
+    create_store(&mut daemon, &dir, "pool", 1);
+    assert_eq!(names(&mut daemon).len(), 2);
+    daemon.stop();
+}

@@ -30,6 +30,10 @@ pub(super) enum Held {
 impl State {
     /// Holds a request while stalled, or serves it.
     fn take(&mut self, request: Held) {
+        if let Some(left) = &mut self.before_stall {
+            self.stalled |= *left == 0;
+            *left = left.saturating_sub(1);
+        }
         if self.stalled {
             self.held.push(request);
         } else {
@@ -40,6 +44,7 @@ impl State {
     /// Serves what is held, and everything from now on.
     pub(super) fn resume(&mut self) {
         self.stalled = false;
+        self.before_stall = None;
         for request in std::mem::take(&mut self.held) {
             self.serve(request);
         }

@@ -47,6 +47,8 @@ struct State {
     record: Option<Record>,
     /// True: requests are held, not served.
     stalled: bool,
+    /// Requests that are served before it stalls; `None`: it does not.
+    before_stall: Option<u64>,
     held: Vec<Held>,
     /// Open descriptions of the file.
     opened: usize,
@@ -93,7 +95,15 @@ impl Disk {
     fn try_mount(folder: &Path, bytes: usize) -> std::io::Result<Disk> {
         let cache = Cache::new(bytes);
         let (faults, held) = (Faults::default(), Vec::new());
-        let state = State { cache, faults, record: None, stalled: false, held, opened: 0 };
+        let state = State {
+            cache,
+            faults,
+            record: None,
+            stalled: false,
+            before_stall: None,
+            held,
+            opened: 0,
+        };
         let state = Arc::new(Mutex::new(state));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("lamina-tests".into())];
@@ -121,7 +131,13 @@ impl Disk {
     /// Holds every request from now on, until the stall is dropped.
     #[must_use]
     pub fn stall(&self) -> Stall<'_> {
-        lock(&self.state).stalled = true;
+        self.stall_after(0)
+    }
+
+    /// Serves so many requests more, and holds every one after them until the stall is dropped.
+    #[must_use]
+    pub fn stall_after(&self, served: u64) -> Stall<'_> {
+        lock(&self.state).before_stall = Some(served);
         Stall { disk: self }
     }
 

@@ -154,9 +154,26 @@ impl Daemon {
     /// # Panics
     /// If it is not running, or has not ended in time.
     pub fn terminate(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("the daemon is running");
+        self.send_terminate();
+        self.wait()
+    }
+
+    /// Asks the daemon to stop with SIGTERM.
+    ///
+    /// # Panics
+    /// If it is not running.
+    pub fn send_terminate(&self) {
+        let child = self.child.as_ref().expect("the daemon is running");
         let sent = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
         assert!(sent.expect("kill can be run").success(), "the daemon is gone already");
+    }
+
+    /// Waits for the end of a daemon that was asked to stop.
+    ///
+    /// # Panics
+    /// If it is not running, or has not ended in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the daemon is running");
         let deadline = Instant::now() + START_TIME_MAX;
         loop {
             if let Some(status) = child.try_wait().expect("a child") {

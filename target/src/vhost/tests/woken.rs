@@ -1,12 +1,15 @@
 //! A guest whose kick has ended a sleep: what it is told is true at once.
 
+use std::io::Write;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use lamina_bdev::{Command, Error, Name, Reply as EngineReply, Target, Uuid};
 
 use super::rig::*;
 use crate::reactor::feed::tests::opening;
 use crate::reactor::shard::{Shard, ShardKey};
+use crate::reactor::tests::ByHand;
 use crate::vhost::BlkExport;
 
 /// Requests at a time: fewer than wait in the pipeline that hides the memory's latency.
@@ -46,6 +49,23 @@ fn served(packed: bool) -> (Served, Rig) {
 }
 
 fn served_by(packed: bool, slots: usize) -> (Served, Rig) {
+    let (mut served, mut rig) = empty(packed, slots);
+    for n in 0..READS {
+        rig.ram.write(parts(n).data, &[n as u8 + 1; 4096]);
+        rig.offer(0, n, WRITE, n * 8, 4096);
+    }
+    for _ in 0..100 {
+        served.turn();
+    }
+    for n in 0..READS {
+        rig.used(0).expect("the write is done");
+        assert_eq!(rig.status(n), OK);
+    }
+    (served, rig)
+}
+
+/// The same before anything was written.
+fn empty(packed: bool, slots: usize) -> (Served, Rig) {
     let (engine, base) = opening(slots);
     let (sender, opened) = sync_channel(1);
     let shard = Shard::new(ShardKey(1), "shard".into(), Box::new(engine), base, sender);
@@ -62,17 +82,6 @@ fn served_by(packed: bool, slots: usize) -> (Served, Rig) {
     let mut rig = Rig::with(config.clone(), all_features(packed), 16);
     let export = std::mem::replace(&mut rig.export, BlkExport::new(config));
     served.shard.add_export(EXPORT, Box::new(export));
-    for n in 0..READS {
-        rig.ram.write(parts(n).data, &[n as u8 + 1; 4096]);
-        rig.offer(0, n, WRITE, n * 8, 4096);
-    }
-    for _ in 0..100 {
-        served.turn();
-    }
-    for n in 0..READS {
-        rig.used(0).expect("the write is done");
-        assert_eq!(rig.status(n), OK);
-    }
     (served, rig)
 }
 
@@ -91,6 +100,51 @@ fn what_is_told_after_a_sleep_has_been_moved() {
             let there = rig.ram.read_vec(parts(n).data, 4096);
             assert!(there == [n as u8 + 1; 4096], "read {n} was told before it was there");
         }
+    }
+}
+
+/// What the engine does not answer while it is asked, like a hole of a disk that has no map yet, is
+/// told of before the reactor looks at the rings of anybody else.
+#[test]
+fn what_takes_a_step_of_the_engine_is_told_at_once_after_a_sleep() {
+    for packed in [false, true] {
+        let (mut served, mut rig) = empty(packed, 64);
+        rig.ram.write(parts(0).data, &[0xaa; 4096]);
+        rig.offer(0, 0, READ, 64, 4096);
+        assert!(served.shard.serve(EXPORT));
+        rig.used(0).expect("a hole is told of at once");
+        assert_eq!(rig.status(0), OK);
+        assert!(rig.ram.read_vec(parts(0).data, 4096) == [0; 4096]);
+    }
+}
+
+/// A reactor that is kicked out of its sleep by a guest has worked: its next gap begins there.
+#[test]
+fn a_sleep_that_a_kick_ends_counts_as_work() {
+    for packed in [false, true] {
+        let (served, mut rig) = served(packed);
+        let reactor = ByHand::with(served.shard);
+        let counters = reactor.counters();
+        let thread = std::thread::spawn(move || reactor.until_served());
+        // Far longer than a noisy machine needs.
+        let end = Instant::now() + Duration::from_secs(30);
+        let wait = || {
+            assert!(Instant::now() < end, "the reactor neither sleeps nor serves");
+            std::thread::yield_now();
+        };
+        while !thread.is_finished() {
+            if !counters.snapshot().asleep {
+                wait();
+                continue;
+            }
+            rig.offer(0, 0, READ, 0, 4096);
+            rig.kicks[0].write_all(&1u64.to_ne_bytes()).expect("an eventfd");
+            // It may have been found by a turn; then the next one is the one to be kicked for.
+            while rig.used(0).is_none() && !thread.is_finished() {
+                wait();
+            }
+        }
+        assert!(thread.join().unwrap(), "what a kick brought was work");
     }
 }
 
