@@ -34,10 +34,10 @@ pub struct Own {
 }
 
 impl World {
-    /// In half of the seeds most reads and writes are of one block, half of these of few: they
+    /// In a quarter of the seeds most reads and writes are of one block, half of these of few: they
     /// are what goes this way, and what gets in each other's.
     pub(super) fn short_range(&self, op: Op, range: (u64, u64), size: u64) -> (u64, u64) {
-        let short = self.plan.straight && mix(self.seed) & 1 == 0;
+        let short = self.plan.straight && mix(self.seed) & 3 == 0;
         if !short || !matches!(op, Op::Read | Op::Write) {
             return range;
         }

@@ -140,7 +140,7 @@ impl World {
             (plan.squeeze, plan.straight) = ((0, 0), false);
         } else if late.chance(70) {
             plan.comb(&mut late);
-        } else if late.chance(120) {
+        } else if late.chance(40) {
             plan.forget(&mut late);
         }
         if lie != Lie::None {
