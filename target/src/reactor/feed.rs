@@ -11,7 +11,8 @@
 //! is left when no more requests come, the shard's turn copies as it does without this.
 //!
 //! Most requests are such that the engine only says where their bytes are ([`Engine::at_once`]):
-//! they are copied in the order in which they came, and most of them done then.
+//! they are copied in the order in which they came, and most of them done then. Where it lacks the
+//! leaf, one link is read from the RAM itself ([`Engine::link_in_place`]).
 
 use lamina_bdev::{AtOnce, BaseOp, Engine, Op, Request, Seg};
 
@@ -465,5 +466,35 @@ pub(crate) mod tests {
             rig.finish(BLOCKS);
             assert!(&reads == content);
         }
+    }
+
+    /// No two blocks in a row lie in a row, and nothing of their leaf but one piece is cached.
+    #[test]
+    fn links_are_read_where_they_lie() {
+        const BLOCKS: usize = 400;
+        let mut rig = Rig::new();
+        let handle = rig.disk(4 << 20);
+        let content = |block: usize| vec![block as u8 + 1; BLOCK];
+        // One more in another leaf: a leaf alone has no node above it.
+        for block in (0..BLOCKS).map(|at| at * 77 % BLOCKS).chain([600]) {
+            let mut memory = content(block);
+            rig.submit(handle, Op::Write, block, &mut memory, false);
+            rig.finish(1);
+        }
+        rig.engine.command(3, Command::Checkpoint);
+        assert_eq!(rig.reply(), Reply::Unit);
+        rig.engine.evict_nodes(1000);
+        let mut first = vec![0; BLOCK];
+        rig.submit(handle, Op::Read, 0, &mut first, false);
+        rig.finish(1);
+        assert!(first == content(0) && rig.engine.stats().cache_pieces == 1);
+        let mut reads = vec![vec![0; BLOCK]; BLOCKS];
+        for (block, memory) in reads.iter_mut().enumerate() {
+            rig.submit(handle, Op::Read, block, memory, false);
+        }
+        assert_eq!(rig.done, BLOCKS, "none waits for its leaf");
+        rig.finish(BLOCKS);
+        assert!(reads.iter().enumerate().all(|(block, read)| *read == content(block)));
+        assert_eq!(rig.engine.stats().cache_in_place, BLOCKS as u64 - 64);
     }
 }
