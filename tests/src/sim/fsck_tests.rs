@@ -221,7 +221,8 @@ fn first_entry(log: &Block) -> Option<usize> {
 fn wrong_counts_are_found() {
     let mut store = Store::new();
     let (log, record, extent) = (store.log(), store.record(), store.extent_of(store.free_block()));
-    store.finds("a snapshot that counts wrong", "blocks, but counts", |s| {
+    // It may be an empty one.
+    store.finds("a snapshot that counts wrong", ", but counts", |s| {
         let mut change = |page: &mut Block| {
             let entry = first_entry(page).expect("there is a snapshot");
             assert_eq!(page[entry + 41], 0, "it is there");
