@@ -182,6 +182,8 @@ pub struct Plan {
     /// Idle nodes are evicted as if the cache were full: how often, permille of turns, and how many
     /// at most.
     pub squeeze: (u32, usize),
+    /// Compact copies go with them.
+    pub forgets: bool,
     /// Some requests go to the base past the engine's outbox.
     pub straight: bool,
     /// The clock leaps forward, permille of turns.
@@ -235,6 +237,7 @@ impl Plan {
             all_shards: false,
             aimed_permille: 0,
             squeeze: (0, 0),
+            forgets: false,
             straight: true,
             leap_permille: if late.chance(100) { late.pick(&[1, 10, 50]) } else { 0 },
             idle_ticks: rng.chance(300),
@@ -315,7 +318,8 @@ impl Plan {
         self.mix.weights = [late.pick(&[40, 60]), 40, 2, 4, 2, 0];
         self.mix.lengths = [late.pick(&[0, 10]), 90, 2, 0, 0];
         self.mix.hot_permille = 980;
-        self.command_permille = late.pick(&[10, 30]);
+        // What has changed is evicted once it has been written.
+        (self.command_permille, self.command_weights[10]) = (late.pick(&[30, 80]), 200);
         (self.burst, self.pause_ns) = (late.pick(&[1, 2]), late.pick(&[0, 20_000]));
         self.squeeze = (late.pick(&[100, 400]), late.pick(&[2, 10]));
     }
@@ -329,6 +333,7 @@ impl Plan {
         self.mix.lengths = [late.pick(&[0, 20]), 90, 2, 0, 0];
         (self.burst, self.pause_ns) = (late.pick(&[1, 4]), late.pick(&[0, 20_000]));
         self.squeeze = (late.pick(&[30, 100]), late.pick(&[1, 3]));
+        self.forgets = true;
     }
 
     /// Writes of guests now and then take far longer than everything else, while snapshots are

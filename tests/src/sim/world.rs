@@ -138,9 +138,9 @@ impl World {
         // What known seeds have shown, they have shown without these.
         if regressions().iter().any(|(known, _)| *known == seed) {
             (plan.squeeze, plan.straight) = ((0, 0), false);
-        } else if late.chance(70) {
+        } else if late.chance(100) {
             plan.comb(&mut late);
-        } else if late.chance(40) {
+        } else if late.chance(60) {
             plan.forget(&mut late);
         }
         if lie != Lie::None {
@@ -295,8 +295,7 @@ impl World {
         let (permille, most) = self.plan.squeeze;
         if permille > 0 && self.rng.chance(permille) {
             self.engine_mut().evict_nodes(most);
-            // Not drawn, so that old seeds draw what they drew.
-            if mix(self.model.clock) & 1 == 0 {
+            if self.plan.forgets {
                 self.engine_mut().forget_copies();
             }
         }
