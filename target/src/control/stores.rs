@@ -81,8 +81,9 @@ impl Store {
     /// Has its reactors look how full it is. Not with [`Control::change`]: they may be slow.
     fn look_how_full(&self) {
         for shard in &self.shards {
-            // Any turn of its reactor looks; one that is gone needs no look.
-            let _ = shard.query(|_| ());
+            // Any turn of its reactor looks, after it has answered: the first one has by the time
+            // the second answers. One that is gone needs no look.
+            let _ = shard.query(|_| ()).and_then(|()| shard.query(|_| ()));
         }
     }
 

@@ -48,7 +48,7 @@ impl Store {
         let trees = trees(&image, false).expect("it is healthy");
         let pages = world.base.pages.clone();
         let store = Store { world, pages, healthy, trees, geometry, catalogue };
-        let wanted = store.has_snapshots() && store.healthy.dying == 0 && store.leaves().len() > 1;
+        let wanted = store.has_snapshots() && store.healthy.dying == 0 && store.two_leaves();
         wanted.then_some(store)
     }
 
@@ -91,6 +91,16 @@ impl Store {
             }
         }
         leaves
+    }
+
+    /// True if the first two leaves are of different places: no version of one shares with the
+    /// other.
+    fn two_leaves(&self) -> bool {
+        let place = |leaf: &Leaf| header_of(&self.trees.nodes[&leaf.at]).map(|(_, h)| h.index);
+        match &self.leaves()[..] {
+            [first, second, ..] => place(first) != place(second),
+            _ => false,
+        }
     }
 
     /// Makes a link of a leaf lead elsewhere.
