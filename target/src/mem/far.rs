@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  copy:              request ──── waits for lines ──── request ──── waits for lines ────
-//!  asked for ahead:   request (8 lines asked for after each step of it) copy request ... copy
+//!  asked for ahead:   request ask ── request ask ── copy request ask ── copy
 //!  streamed:          request store request store      (lines go out behind the core's back)
 //! ```
 #![allow(unsafe_code)]

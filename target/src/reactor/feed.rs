@@ -1,14 +1,16 @@
 //! How requests reach the engine when the base is RAM: a pipeline, so that copies overlap requests.
 //!
 //! ```text
-//!  request n     ─► engine.submit ─► its block is asked for, a few lines after each step ...
-//!  request n+1   ─►     ...            ... of the next requests
-//!  request n+LAG ─►     ...       ─► request n is copied (its lines have come) and done
+//!  request n     ─► engine.submit ─► n - LAG is copied ─► block n is asked for ┐
+//!  request n + 1 ─► engine.submit ─► ...                                       │ its lines come
+//!  request n + LAG ─► ...         ─► n is copied, and done                     ┘
 //! ```
 //!
 //! A random block of a store in RAM is in no cache. Fetched in one go, it keeps the core waiting as
-//! long as the rest of the request takes; fetched a few lines at a time, it comes meanwhile. What
-//! is left when no more requests come, the shard's turn copies as it does without this.
+//! long as the rest of the request takes; asked for ahead, it comes meanwhile. That is done last: the
+//! copy's own lines have come by then, and what follows, the next chain and its look at the map, does
+//! not need many. What is left when no more requests come, the shard's turn copies as it does without
+//! this.
 //!
 //! Most requests are such that the engine only says where their bytes are ([`Engine::at_once`]):
 //! they are copied in the order in which they came, and most of them done then. Where it lacks the
@@ -21,22 +23,22 @@ use crate::mem::far::{self, LINE};
 use crate::vhost::{Submit, Taken};
 
 /// Operations that wait behind the newest while their blocks come.
-const LAG: usize = 5;
-/// Lines asked for at a time: about as many as a core keeps in flight; more make it wait. A request
-/// has four steps, which is more than its block needs.
-const LINES: usize = 32;
+const LAG: usize = 2;
 /// Bytes of an operation worth asking for: of a longer one the rest is seen coming.
 const AHEAD_BYTES: usize = 4096;
-/// Blocks asked for at a time, the oldest forgotten: it has been copied by now.
-const SPANS: usize = LAG + 1;
 
-/// Blocks that are to come, and how far they were asked for.
+/// Asks for the lines of a block, all at once: a core that has no room for more leaves the rest
+/// waiting and goes on.
+#[inline]
+fn ask_for(addr: usize, len: usize) {
+    for line in (addr..addr + len.min(AHEAD_BYTES)).step_by(LINE) {
+        far::soon_read(line);
+    }
+}
+
+/// Bytes to be moved whose blocks are to come. Kept from turn to turn.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    spans: [(usize, usize); SPANS],
-    /// Number of the first one, and of the next to be added.
-    first: usize,
-    next: usize,
     copies: Copies,
 }
 
@@ -46,50 +48,22 @@ impl Ahead {
         self.copies.len() == 0
     }
 
-    /// Adds the bytes from `addr`.
-    fn add(&mut self, addr: usize, len: usize) {
-        if self.next - self.first == SPANS {
-            self.first += 1;
-        }
-        self.spans[self.next % SPANS] = (addr, addr + len.min(AHEAD_BYTES));
-        self.next += 1;
-    }
-
     /// Moves bytes between a request's memory and the base when their lines have come: after some
     /// more of these, or in [`Ahead::finish`]. Each sees what those before it have written.
     #[inline]
     pub fn transfer(&mut self, ram: &mut RamBase, write: bool, offset: u64, memory: Seg) {
-        if !write {
-            self.add(ram.address(offset, memory.len), memory.len);
-        }
         self.copies.add(Transfer { write, offset, memory });
-        self.step();
         if self.copies.len() > LAG {
             self.copies.run(ram);
-            self.step();
+        }
+        if !write {
+            ask_for(ram.address(offset, memory.len), memory.len);
         }
     }
 
     /// Moves what waits.
     pub fn finish(&mut self, ram: &mut RamBase) {
         self.copies.run_all(ram);
-    }
-
-    /// Asks for the next few lines.
-    #[inline]
-    fn step(&mut self) {
-        if self.first == self.next {
-            return;
-        }
-        let (at, end) = &mut self.spans[self.first % SPANS];
-        let until = (*at + LINES * LINE).min(*end);
-        for line in (*at..until).step_by(LINE) {
-            far::soon_read(line);
-        }
-        *at = until;
-        if until == *end {
-            self.first += 1;
-        }
     }
 }
 
@@ -207,25 +181,19 @@ impl Submit for Feed<'_> {
         // Others take their operations once a turn.
         let Some(ram) = self.base.ram() else { return Taken::Later };
         let started = self.engine.waiting_io() - before;
-        for place in before..before + started {
+        let mut place = before;
+        for _ in 0..started {
+            if place >= LAG {
+                run(self.engine, ram, self.segs);
+                place -= 1;
+            }
             let Some(io) = self.engine.coming_io(place) else { break };
             if io.op == BaseOp::Read {
-                self.ahead.add(ram.address(io.offset, io.len as usize), io.len as usize);
+                ask_for(ram.address(io.offset, io.len as usize), io.len as usize);
             }
-        }
-        self.ahead.step();
-        for _ in 0..started {
-            if self.engine.waiting_io() <= LAG {
-                break;
-            }
-            run(self.engine, ram, self.segs);
-            self.ahead.step();
+            place += 1;
         }
         Taken::Later
-    }
-
-    fn breathe(&mut self) {
-        self.ahead.step();
     }
 }
 
@@ -256,26 +224,6 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::base::{RamDevice, Region};
-
-    #[test]
-    fn every_line_is_asked_for_once_and_the_oldest_block_is_forgotten() {
-        let mut ahead = Ahead::default();
-        ahead.step();
-        ahead.add(1 << 20, 4096);
-        ahead.add(2 << 20, 100);
-        for _ in 0..4096 / (LINES * LINE) {
-            assert_eq!(ahead.first, 0);
-            ahead.step();
-        }
-        assert_eq!((ahead.first, ahead.next), (1, 2));
-        ahead.step();
-        assert_eq!(ahead.first, 2);
-        for n in 0..=SPANS {
-            ahead.add(n << 20, 1 << 20);
-        }
-        assert_eq!(ahead.next - ahead.first, SPANS);
-        assert_eq!(ahead.spans[ahead.first % SPANS], (1 << 20, (1 << 20) + AHEAD_BYTES));
-    }
 
     const DEVICE_BYTES: u64 = 64 << 20;
     const BLOCK: usize = 4096;

@@ -26,6 +26,7 @@ pub mod handle;
 pub mod idle;
 pub mod mailbox;
 mod past_outbox;
+mod rest;
 pub mod shard;
 pub mod space_watch;
 

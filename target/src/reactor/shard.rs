@@ -21,6 +21,7 @@ use lamina_bdev::{
 
 use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
 use super::feed::{Ahead, Feed};
+use super::rest::Rest;
 use super::space_watch::SpaceWatch;
 use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
@@ -34,8 +35,6 @@ const ROUNDS_MAX: usize = 16;
 const FAIR_ROUNDS: usize = 8;
 /// Turns for which queues count as sharing the shard after two of them had something at once.
 const SHARED_TURNS: u32 = 64;
-/// Turns in which rings are left alone after a batch, at most.
-const REST_MAX: usize = 16;
 /// Turns from one look at how full the shard is to the next; one comes before sleep as well.
 const WATCH_TURNS: u32 = 16;
 /// Log events taken from an engine in one turn.
@@ -88,8 +87,9 @@ pub struct Shard {
     ahead: Ahead,
     turns: u32,
     watch: Option<Arc<SpaceWatch>>,
-    /// Turns in which rings are left alone, so that more requests come together.
-    rest: usize,
+    /// Turns in which rings are still left alone, so that more requests come together.
+    resting: usize,
+    rest: Rest,
     /// Turns for which queues still count as sharing the shard.
     shared_turns: u32,
 }
@@ -120,7 +120,8 @@ impl Shard {
             ahead: Ahead::default(),
             turns: 0,
             watch: None,
-            rest: 0,
+            resting: 0,
+            rest: Rest::default(),
             shared_turns: 0,
         }
     }
@@ -171,10 +172,10 @@ impl Shard {
                 && self.clients.is_idle()
                 && self.commands.is_empty()
                 && !self.engine.busy();
-            worked |= self.poll_exports(if alone { looks } else { 1 }, again);
+            worked |= self.poll_exports(now_ns, if alone { looks } else { 1 }, again);
             if looks == 1 {
                 // Turns take longer where others have theirs.
-                self.rest = 0;
+                self.resting = 0;
             }
             self.assert_moved();
             worked |= self.clients.pump(&mut self.engine);
@@ -201,9 +202,9 @@ impl Shard {
 
     /// Takes what guests ask for, and tells them of what was done at once: that does not wait for
     /// the rest of the turn, nor, where several queues are in use, for a batch of another one.
-    fn poll_exports(&mut self, looks: usize, again: impl Fn() -> bool) -> bool {
-        if self.rest > 0 {
-            self.rest -= 1;
+    fn poll_exports(&mut self, now_ns: u64, looks: usize, again: impl Fn() -> bool) -> bool {
+        if self.resting > 0 {
+            self.resting -= 1;
             return false;
         }
         let Shard { engine, base, ahead, segs, exports, .. } = self;
@@ -221,6 +222,7 @@ impl Shard {
             more = took.more;
             if took.queues > 1 {
                 self.shared_turns = SHARED_TURNS;
+                self.rest.shared(now_ns);
             }
             let go_on = match shared {
                 true => took.chains > 0,
@@ -231,10 +233,8 @@ impl Shard {
                 break;
             }
         }
-        // A guest slower than we are, looked at again at once, would be served in ones and twos,
-        // from lines that both cores pull at.
-        if !shared && chains > 1 && !more {
-            self.rest = (chains / 2).min(REST_MAX);
+        if !shared {
+            self.resting = self.rest.after(now_ns, chains, !more);
         }
         chains > 0
     }
@@ -507,7 +507,7 @@ impl Shard {
 
     /// The reverse of [`Shard::prepare_sleep`], also if that said false.
     pub fn woken(&mut self) {
-        self.rest = 0;
+        self.resting = 0;
         self.base.woken();
         for slot in self.exports.iter_mut().flatten() {
             slot.export.woken();

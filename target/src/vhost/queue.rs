@@ -40,9 +40,6 @@ pub enum Taken {
 pub trait Submit {
     /// Takes a request, or says why not.
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken;
-
-    /// Called between the steps of a request, for what is better done a little at a time.
-    fn breathe(&mut self) {}
 }
 
 impl Submit for Engine {
@@ -261,13 +258,11 @@ impl Queue {
         let Some(head) = self.ring.pop(memory, &mut self.hint, &mut self.chain)? else {
             return Ok(false);
         };
-        engine.breathe();
         let parsed =
             blk::parse(self.chain.descs(), memory, &mut self.hint, device, &mut self.operands)?;
         if !far::same_line(parsed.status_addr, self.chain.descs()[0].addr) {
             far::soon_written(memory.line(&mut self.hint, parsed.status_addr));
         }
-        engine.breathe();
         let index = *self.free_slots.last().expect("a ring holds no more chains than slots");
         let mut outstanding = 0;
         match parsed.action {
