@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  copy:              request ──── waits for lines ──── request ──── waits for lines ────
-//!  asked for ahead:   request ask ── request ask ── copy request ask ── copy
+//!  asked for ahead:   request ask ── request ask ── request copy ask ── request copy ask ──
 //!  streamed:          request store request store      (lines go out behind the core's back)
 //! ```
 #![allow(unsafe_code)]

@@ -18,9 +18,12 @@
 const TURNS_MAX: usize = 16;
 /// The longest rest is level 0's times two to this power.
 const LEVEL_MAX: usize = 3;
+/// A rest ends after so long, however few turns that were: turns may get slower than they were when
+/// a level was found to be good.
+const REST_MAX_NS: u64 = 10_000;
 /// Time at one level that counts as one figure.
 const WINDOW_NS: u64 = 200_000;
-/// Requests in a window below which there is nothing to be gained.
+/// Requests in a window below which a longer rest is not worth a trial.
 const BUSY: u64 = 64;
 /// Pairs of windows in a trial.
 const PAIRS: usize = 6;
@@ -35,6 +38,9 @@ const PAUSE_CHANGED_NS: u64 = 5_000_000;
 /// Finds the best rest while it is used.
 #[derive(Debug, Default)]
 pub struct Rest {
+    /// Turns left of the rest that is under way, and when it ends at the latest.
+    turns: usize,
+    until: u64,
     /// In force outside trials.
     level: usize,
     /// When the window began and what came in it.
@@ -59,24 +65,44 @@ struct Trial {
 }
 
 impl Rest {
-    /// Requests came in a look at the rings. Returns for how many turns to leave them alone if that
-    /// `emptied` them.
-    pub fn after(&mut self, now_ns: u64, requests: usize, emptied: bool) -> usize {
+    /// True if the rings are to be left alone in this turn. If the engine is `busy` with something
+    /// that goes on turn by turn, rests are short: turns without requests are its time to hurry.
+    pub fn goes_on(&mut self, now_ns: u64, busy: bool) -> bool {
+        if busy {
+            self.turns = self.turns.min(TURNS_MAX);
+        }
+        if self.turns == 0 || now_ns >= self.until {
+            self.turns = 0;
+            return false;
+        }
+        self.turns -= 1;
+        true
+    }
+
+    /// So many requests came in a look at the rings, and if that has (all but) `emptied` them, they
+    /// are left alone for a while.
+    pub fn after(&mut self, now_ns: u64, requests: usize, emptied: bool) {
+        self.requests += requests as u64;
         let length = now_ns.saturating_sub(self.since);
         if length >= WINDOW_NS {
             self.window_over(now_ns, length);
         }
-        self.requests += requests as u64;
-        match emptied && requests > 1 {
-            true => (requests << self.at() >> 1).min(TURNS_MAX << self.at()),
+        let level = self.at();
+        self.turns = match emptied && requests > 1 {
+            true => (requests << level >> 1).min(TURNS_MAX << level),
             false => 0,
-        }
+        };
+        self.until = now_ns + REST_MAX_NS;
+    }
+
+    /// No rest now.
+    pub fn end(&mut self) {
+        self.turns = 0;
     }
 
     /// Several queues have requests at once: what one gains from a long rest, another waits.
     pub fn shared(&mut self, now_ns: u64) {
-        (self.level, self.trial) = (0, None);
-        self.next = now_ns + PAUSE_NS;
+        *self = Rest { since: now_ns, next: now_ns + PAUSE_NS, upwards: true, ..Rest::default() };
     }
 
     /// The level used now.
@@ -88,12 +114,15 @@ impl Rest {
     }
 
     fn window_over(&mut self, now: u64, length: u64) {
-        // One that something else has stretched says nothing of the rest.
-        let requests = if length < 2 * WINDOW_NS { self.requests } else { 0 };
+        let requests = self.requests * WINDOW_NS / length;
         (self.since, self.requests) = (now, 0);
-        if length >= PAUSE_NS {
-            *self =
-                Rest { since: now, next: now + PAUSE_CHANGED_NS, upwards: true, ..Rest::default() };
+        if length >= 2 * WINDOW_NS {
+            // Something else has taken the time: that says nothing of the rest.
+            self.trial = None;
+            self.next = self.next.max(now + PAUSE_CHANGED_NS);
+            if length >= PAUSE_NS {
+                (self.level, self.upwards) = (0, true);
+            }
         } else if let Some(trial) = &mut self.trial {
             trial.windows += 1;
             if trial.windows % 2 == 1 {
@@ -102,22 +131,27 @@ impl Rest {
                 let margin = trial.before / 32;
                 trial.wins += usize::from(match trial.other > self.level {
                     true => requests > trial.before + margin,
-                    false => requests + margin > trial.before,
+                    false => requests + margin >= trial.before,
                 });
                 if trial.windows == 2 * PAIRS {
                     self.decide(now);
                 }
             }
-        } else if requests >= BUSY && now >= self.next {
-            let other = match self.upwards {
-                true => (self.level + 1).min(LEVEL_MAX),
-                false => self.level.saturating_sub(1),
-            };
-            if other == self.level {
-                self.upwards = !self.upwards;
-            } else {
-                self.trial = Some(Trial { other, windows: 0, before: 0, wins: 0 });
-            }
+        } else if now >= self.next {
+            self.begin_trial(requests);
+        }
+    }
+
+    /// Of a level above or, if there is little to do, the one below.
+    fn begin_trial(&mut self, requests: u64) {
+        let other = match self.upwards && requests >= BUSY {
+            true => (self.level + 1).min(LEVEL_MAX),
+            false => self.level.saturating_sub(1),
+        };
+        if other == self.level {
+            self.upwards = self.level == 0;
+        } else {
+            self.trial = Some(Trial { other, windows: 0, before: 0, wins: 0 });
         }
     }
 
@@ -125,6 +159,7 @@ impl Rest {
         let Trial { other, wins, .. } = self.trial.take().expect("the caller has it");
         let needed = if other > self.level { WINS_LONGER } else { WINS_SHORTER };
         if wins >= needed {
+            self.upwards = other > self.level;
             self.level = other;
             self.next = now + PAUSE_CHANGED_NS;
         } else {
@@ -137,6 +172,8 @@ impl Rest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
 
     /// Numbers below 2^32, always the same ones.
     struct Noise(u64);
@@ -153,7 +190,7 @@ mod tests {
     fn drive(rest: &mut Rest, from: u64, ms: u64, mut rate: impl FnMut(usize) -> u64) -> Vec<f64> {
         const STEP: u64 = 10_000;
         let steps = ms * 1_000_000 / STEP;
-        let mut at = vec![0; LEVEL_MAX + 1];
+        let mut at = [0; LEVEL_MAX + 1];
         for step in 0..steps {
             at[rest.at()] += 1;
             rest.after(from + step * STEP, rate(rest.at()) as usize, true);
@@ -166,18 +203,14 @@ mod tests {
         let mut noise = Noise(1);
         let mut noisy = move |mean: u64| mean - mean / 32 + noise.next() % (mean / 16);
         let mut rest = Rest::default();
-        let second = 1_000_000_000;
         // Longer ones are better: all the way up.
-        let at = drive(&mut rest, second, 1000, |level| noisy(400 + 40 * level as u64));
+        let at = drive(&mut rest, SECOND, 1000, |level| noisy(400 + 40 * level as u64));
         assert!(at[3] > 0.9, "{at:?}");
-        // The same rests are worse from here on: back again.
-        let at = drive(&mut rest, 2 * second, 2000, |level| noisy(700 - 40 * level as u64));
-        assert!(at[0] > 0.85, "{at:?}");
         // No difference: the shortest.
-        let at = drive(&mut rest, 4 * second, 2000, |_| noisy(500));
-        assert!(at[0] > 0.9, "{at:?}");
+        let at = drive(&mut rest, 2 * SECOND, 2000, |_| noisy(500));
+        assert!(at[0] > 0.8, "{at:?}");
         // The best is in between.
-        let at = drive(&mut rest, 6 * second, 2000, |level| noisy([400, 450, 500, 420][level]));
+        let at = drive(&mut rest, 4 * SECOND, 2000, |level| noisy([400, 450, 500, 420][level]));
         assert!(at[2] > 0.85, "{at:?}");
         // Somebody else takes the core now and then.
         let mut steals = Noise(2);
@@ -185,34 +218,91 @@ mod tests {
             true => 0,
             false => noisy(400 + 40 * level as u64),
         };
-        let at = drive(&mut rest, 8 * second, 2000, stolen);
+        let at = drive(&mut rest, 6 * SECOND, 2000, stolen);
         assert!(at[3] > 0.8, "{at:?}");
+        // The same rests are worse from here on: back again.
+        let at = drive(&mut rest, 8 * SECOND, 2000, |level| noisy(700 - 40 * level as u64));
+        assert!(at[0] > 0.85, "{at:?}");
     }
 
     #[test]
     fn queues_that_share_a_shard_never_wait_long_for_each_other() {
         let mut rest = Rest::default();
         let rate = |level: usize| 400 + 40 * level as u64;
-        let at = drive(&mut rest, 1_000_000_000, 500, rate);
+        let at = drive(&mut rest, SECOND, 500, rate);
         assert!(at[3] > 0.8, "{at:?}");
-        rest.shared(1_500_000_000);
-        let at = drive(&mut rest, 1_500_000_000, 49, rate);
+        let shared = 2 * SECOND;
+        rest.shared(shared);
+        let at = drive(&mut rest, shared, 49, rate);
         assert_eq!(at[0], 1.0);
-        let at = drive(&mut rest, 1_549_000_000, 500, rate);
+        let at = drive(&mut rest, shared + 49_000_000, 500, rate);
         assert!(at[3] > 0.8, "alone again: {at:?}");
     }
 
     #[test]
     fn a_guest_with_little_to_do_is_left_alone_shortly() {
-        let mut rest = Rest { level: 3, ..Rest::default() };
-        let begun = 1_000_000_000;
-        // One request at a time: no rest, whatever the level.
-        assert_eq!(rest.after(begun, 1, true), 0);
-        // After a pause the level is 0, and a few requests now and then keep it there.
-        let at = drive(&mut rest, begun + 2 * PAUSE_NS, 500, |level| 2 + level as u64);
+        let mut rest = Rest { level: 3, since: SECOND, ..Rest::default() };
+        let mut rests = |now, requests, emptied, busy| {
+            rest.after(now, requests, emptied);
+            (0..200).take_while(|_| rest.goes_on(now, busy)).count()
+        };
+        assert_eq!(rests(SECOND, 1, true, false), 0, "one at a time, whatever the level");
+        assert_eq!(rests(SECOND, 8, true, false), 32);
+        assert_eq!(rests(SECOND, 64, true, false), 128);
+        assert_eq!(rests(SECOND, 64, true, true), 16, "a consistency point has turns to come");
+        assert_eq!(rests(SECOND, 64, false, false), 0);
+        // Slow turns: the time ends it.
+        rest.after(SECOND, 64, true);
+        let turns = (1..200).take_while(|turn| rest.goes_on(SECOND + turn * 1500, false)).count();
+        assert_eq!(turns, 6);
+        // A few requests now and then: down again, and no way up.
+        let at = drive(&mut rest, SECOND, 1000, |_| 2);
+        assert!(at[0] > 0.8 && rest.level == 0, "{at:?}");
+        let at = drive(&mut rest, 2 * SECOND, 500, |level| 2 + level as u64);
         assert_eq!(at[0], 1.0);
-        assert_eq!(rest.after(begun + 2_000_000_000, 64, true), 16);
-        assert_eq!(rest.after(begun + 2_000_000_001, 8, true), 4);
-        assert_eq!(rest.after(begun + 2_000_000_002, 64, false), 0);
+    }
+
+    /// A guest with 64 requests in flight, of which it makes one in `guest` ns and each look at the
+    /// ring costs it another `look`; a reactor that takes 100 ns for each and `turn` for a turn.
+    /// Requests in so many ms.
+    fn closed_loop(rest: &mut Rest, ms: u64, guest: u64, look: u64, turn: u64) -> u64 {
+        let (mut now, end) = (SECOND, SECOND + ms * 1_000_000);
+        // What the guest has in hand, in the ring, and when it has made the next one.
+        let (mut hand, mut ring, mut made) = (64, 0, now + guest);
+        let mut done = 0;
+        while now < end {
+            now += turn;
+            let looks = !rest.goes_on(now, false);
+            made += if looks { look } else { 0 };
+            while made <= now && hand > 0 {
+                (hand, ring, made) = (hand - 1, ring + 1, made + guest);
+            }
+            if looks {
+                let taken = ring.min(32);
+                ring -= taken;
+                rest.after(now, taken as usize, ring < taken);
+                now += taken * 100;
+                made = if hand == 0 { now + guest } else { made };
+                (hand, done) = (hand + taken, done + taken);
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn a_guest_is_served_as_well_as_by_the_best_fixed_rest() {
+        let fixed = |level, guest, look, turn| {
+            let mut rest = Rest { level, next: u64::MAX, since: SECOND, ..Rest::default() };
+            closed_loop(&mut rest, 300, guest, look, turn)
+        };
+        for (guest, look, turn) in
+            [(150, 0, 50), (150, 500, 50), (250, 1000, 50), (150, 0, 1500), (80, 0, 50)]
+        {
+            let all: Vec<u64> = (0..=LEVEL_MAX).map(|at| fixed(at, guest, look, turn)).collect();
+            let best = *all.iter().max().unwrap();
+            let mut rest = Rest { level: 3, since: SECOND, ..Rest::default() };
+            let found = closed_loop(&mut rest, 300, guest, look, turn);
+            assert!(found * 100 >= best * 90, "{guest} {look} {turn}: {found} of {all:?}");
+        }
     }
 }

@@ -87,8 +87,7 @@ pub struct Shard {
     ahead: Ahead,
     turns: u32,
     watch: Option<Arc<SpaceWatch>>,
-    /// Turns in which rings are still left alone, so that more requests come together.
-    resting: usize,
+    /// Leaves rings alone for a while, so that more requests come together.
     rest: Rest,
     /// Turns for which queues still count as sharing the shard.
     shared_turns: u32,
@@ -120,7 +119,6 @@ impl Shard {
             ahead: Ahead::default(),
             turns: 0,
             watch: None,
-            resting: 0,
             rest: Rest::default(),
             shared_turns: 0,
         }
@@ -175,7 +173,7 @@ impl Shard {
             worked |= self.poll_exports(now_ns, if alone { looks } else { 1 }, again);
             if looks == 1 {
                 // Turns take longer where others have theirs.
-                self.resting = 0;
+                self.rest.end();
             }
             self.assert_moved();
             worked |= self.clients.pump(&mut self.engine);
@@ -203,8 +201,7 @@ impl Shard {
     /// Takes what guests ask for, and tells them of what was done at once: that does not wait for
     /// the rest of the turn, nor, where several queues are in use, for a batch of another one.
     fn poll_exports(&mut self, now_ns: u64, looks: usize, again: impl Fn() -> bool) -> bool {
-        if self.resting > 0 {
-            self.resting -= 1;
+        if self.rest.goes_on(now_ns, self.engine.busy()) {
             return false;
         }
         let Shard { engine, base, ahead, segs, exports, .. } = self;
@@ -234,7 +231,7 @@ impl Shard {
             }
         }
         if !shared {
-            self.resting = self.rest.after(now_ns, chains, !more);
+            self.rest.after(now_ns, chains, !more);
         }
         chains > 0
     }
@@ -507,7 +504,7 @@ impl Shard {
 
     /// The reverse of [`Shard::prepare_sleep`], also if that said false.
     pub fn woken(&mut self) {
-        self.resting = 0;
+        self.rest.end();
         self.base.woken();
         for slot in self.exports.iter_mut().flatten() {
             slot.export.woken();

@@ -75,7 +75,7 @@ pub struct Took {
     pub chains: usize,
     /// Queues that had any.
     pub queues: usize,
-    /// Some queue fills as fast, or nearly, as it is emptied.
+    /// Some queue fills as fast, or nearly, as it is emptied, or waits for the engine.
     pub more: bool,
 }
 
@@ -151,6 +151,7 @@ impl BlkExport {
             took.chains += polled.taken;
             took.queues += usize::from(polled.taken > 0);
             took.more |= polled.taken > 1 && queue.waiting() * 4 >= polled.taken * 3;
+            took.more |= queue.is_held_up();
             // Memory that was lost reads as zeroes, which looks like any fault, or none.
             let fault = match self.epochs.current().damaged() {
                 true => queue.fail(Fault::MemoryLost),

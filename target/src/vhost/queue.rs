@@ -246,6 +246,11 @@ impl Queue {
         polled
     }
 
+    /// True if a request that was taken waits until the engine has room.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// Takes and parses one chain; it is answered or pending afterwards. False: there is none.
     fn take(
         &mut self,
