@@ -6,7 +6,7 @@
 //! hour to the next with what a line costs on its way between two cores. So it is tried:
 //!
 //! ```text
-//!  level 0 ── 1 ── 2 ── 3      8, 16, 32, 64 ... turns: twice as long each
+//!  level 0 ── 1 ── 2      16, 32, 64 turns at most: twice as long each
 //!
 //!  50 ms at a level │ 6 x ( 200 us at it, 200 us at its neighbour ) │ 50 ms at the better one │ ...
 //!                                                  the neighbour above and the one below in turns
@@ -17,7 +17,7 @@
 /// Turns of rest at level 0: half as many as the batch had requests, at most so many.
 const TURNS_MAX: usize = 16;
 /// The longest rest is level 0's times two to this power.
-const LEVEL_MAX: usize = 3;
+const LEVEL_MAX: usize = 2;
 /// A rest ends after so long, however few turns that were: turns may get slower than they were when
 /// a level was found to be good.
 const REST_MAX_NS: u64 = 10_000;
@@ -205,21 +205,21 @@ mod tests {
         let mut rest = Rest::default();
         // Longer ones are better: all the way up.
         let at = drive(&mut rest, SECOND, 1000, |level| noisy(400 + 40 * level as u64));
-        assert!(at[3] > 0.9, "{at:?}");
+        assert!(at[LEVEL_MAX] > 0.9, "{at:?}");
         // No difference: the shortest.
         let at = drive(&mut rest, 2 * SECOND, 2000, |_| noisy(500));
         assert!(at[0] > 0.8, "{at:?}");
         // The best is in between.
-        let at = drive(&mut rest, 4 * SECOND, 2000, |level| noisy([400, 450, 500, 420][level]));
-        assert!(at[2] > 0.85, "{at:?}");
-        // Somebody else takes the core now and then.
+        let at = drive(&mut rest, 4 * SECOND, 2000, |level| noisy([400, 500, 420][level]));
+        assert!(at[1] > 0.85, "{at:?}");
+        // Somebody else takes the core now and then: it takes longer.
         let mut steals = Noise(2);
         let stolen = |level: usize| match steals.next() % 100 < 5 {
             true => 0,
             false => noisy(400 + 40 * level as u64),
         };
         let at = drive(&mut rest, 6 * SECOND, 2000, stolen);
-        assert!(at[3] > 0.8, "{at:?}");
+        assert!(at[0] < 0.1 && at[LEVEL_MAX] > 0.3, "{at:?}");
         // The same rests are worse from here on: back again.
         let at = drive(&mut rest, 8 * SECOND, 2000, |level| noisy(700 - 40 * level as u64));
         assert!(at[0] > 0.85, "{at:?}");
@@ -230,25 +230,25 @@ mod tests {
         let mut rest = Rest::default();
         let rate = |level: usize| 400 + 40 * level as u64;
         let at = drive(&mut rest, SECOND, 500, rate);
-        assert!(at[3] > 0.8, "{at:?}");
+        assert!(at[LEVEL_MAX] > 0.8, "{at:?}");
         let shared = 2 * SECOND;
         rest.shared(shared);
         let at = drive(&mut rest, shared, 49, rate);
         assert_eq!(at[0], 1.0);
         let at = drive(&mut rest, shared + 49_000_000, 500, rate);
-        assert!(at[3] > 0.8, "alone again: {at:?}");
+        assert!(at[LEVEL_MAX] > 0.8, "alone again: {at:?}");
     }
 
     #[test]
     fn a_guest_with_little_to_do_is_left_alone_shortly() {
-        let mut rest = Rest { level: 3, since: SECOND, ..Rest::default() };
+        let mut rest = Rest { level: LEVEL_MAX, since: SECOND, ..Rest::default() };
         let mut rests = |now, requests, emptied, busy| {
             rest.after(now, requests, emptied);
             (0..200).take_while(|_| rest.goes_on(now, busy)).count()
         };
         assert_eq!(rests(SECOND, 1, true, false), 0, "one at a time, whatever the level");
-        assert_eq!(rests(SECOND, 8, true, false), 32);
-        assert_eq!(rests(SECOND, 64, true, false), 128);
+        assert_eq!(rests(SECOND, 8, true, false), 16);
+        assert_eq!(rests(SECOND, 64, true, false), 64);
         assert_eq!(rests(SECOND, 64, true, true), 16, "a consistency point has turns to come");
         assert_eq!(rests(SECOND, 64, false, false), 0);
         // Slow turns: the time ends it.
@@ -300,7 +300,7 @@ mod tests {
         {
             let all: Vec<u64> = (0..=LEVEL_MAX).map(|at| fixed(at, guest, look, turn)).collect();
             let best = *all.iter().max().unwrap();
-            let mut rest = Rest { level: 3, since: SECOND, ..Rest::default() };
+            let mut rest = Rest { level: LEVEL_MAX, since: SECOND, ..Rest::default() };
             let found = closed_loop(&mut rest, 300, guest, look, turn);
             assert!(found * 100 >= best * 90, "{guest} {look} {turn}: {found} of {all:?}");
         }
