@@ -7,10 +7,10 @@
 //! ```
 //!
 //! A random block of a store in RAM is in no cache. Fetched in one go, it keeps the core waiting as
-//! long as the rest of the request takes; asked for ahead, it comes meanwhile. That is done last: the
-//! copy's own lines have come by then, and what follows, the next chain and its look at the map, does
-//! not need many. What is left when no more requests come, the shard's turn copies as it does without
-//! this.
+//! long as the rest of the request takes; asked for ahead, it comes meanwhile. That is done last:
+//! the copy's own lines have come by then, and what follows, the next chain and its look at the
+//! map, does not need many. What is left when no more requests come, the shard's turn copies as it
+//! does without this.
 //!
 //! Most requests are such that the engine only says where their bytes are ([`Engine::at_once`]):
 //! they are copied in the order in which they came, and most of them done then. Where it lacks the

@@ -1,18 +1,19 @@
 //! How long rings are left alone after a batch that emptied them.
 //!
-//! A guest that is slower than the reactor, looked at again at once, is served in ones and twos, from
-//! lines that both cores pull at. Left alone for a while it is served in batches; left alone for too
-//! long it waits. How long is best differs from machine to machine by a factor of four, and from one
-//! hour to the next with what a line costs on its way between two cores. So it is tried:
+//! A guest that is slower than the reactor, looked at again at once, is served in ones and twos,
+//! from lines that both cores pull at. Left alone for a while it is served in batches; left alone
+//! for too long it waits. How long is best differs from machine to machine by a factor of four, and
+//! from one hour to the next with what a line costs on its way between two cores. So it is tried:
 //!
 //! ```text
 //!  level 0 ── 1 ── 2      16, 32, 64 turns at most: twice as long each
 //!
-//!  50 ms at a level │ 6 x ( 200 us at it, 200 us at its neighbour ) │ 50 ms at the better one │ ...
+//!  50 ms at a level │ 6 x ( 200 us at it, 200 us at its neighbour ) │ 50 ms at the better one
 //!                                                  the neighbour above and the one below in turns
 //! ```
 //!
-//! A longer rest has to win clearly, a shorter one only not to lose: what brings nothing costs latency.
+//! A longer rest has to win clearly, a shorter one only not to lose: what brings nothing costs
+//! latency.
 
 /// Turns of rest at level 0: half as many as the batch had requests, at most so many.
 const TURNS_MAX: usize = 16;
