@@ -128,13 +128,6 @@ pub struct Feed<'a> {
 }
 
 impl Feed<'_> {
-    /// Carries out what waits. To be called before anything else is asked of the engine.
-    pub fn finish(&mut self) {
-        if let Some(ram) = self.base.ram() {
-            self.ahead.finish(ram);
-        }
-    }
-
     /// The straight way, for what it is there for.
     #[inline]
     fn at_once(&mut self, request: &Request, segs: &[Seg]) -> Option<Taken> {
@@ -167,6 +160,13 @@ impl Feed<'_> {
 }
 
 impl Submit for Feed<'_> {
+    /// Carries out what waits. To be called before anything else is asked of the engine.
+    fn finish(&mut self) {
+        if let Some(ram) = self.base.ram() {
+            self.ahead.finish(ram);
+        }
+    }
+
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
         if let Some(taken) = self.at_once(request, segs) {
             return taken;

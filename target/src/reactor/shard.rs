@@ -557,18 +557,13 @@ impl Shard {
 fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usize) -> Took {
     let mut all = Took::default();
     for slot in exports.iter_mut().flatten() {
-        let took = slot.export.poll_batch(feed, batch);
+        let took = slot.export.poll_and_tell(feed, batch);
         all.chains += took.chains;
         all.queues += took.queues;
         all.more |= took.more;
     }
-    // Whatever came of it: what waits was answered, and is published at the end of the turn.
+    // A piece of what waited for room counts for nothing, and its bytes may still have to move.
     feed.finish();
-    if all.chains > 0 {
-        for slot in exports.iter_mut().flatten() {
-            slot.export.publish();
-        }
-    }
     all
 }
 

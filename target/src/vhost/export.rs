@@ -136,11 +136,16 @@ impl BlkExport {
 
     /// The same, into whatever takes requests.
     pub fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
-        self.poll_batch(engine, BATCH_MAX).chains > 0
+        self.poll_queues(engine, BATCH_MAX, false).chains > 0
     }
 
-    /// The same, at most `batch` from each queue; says how many were taken.
-    pub fn poll_batch(&mut self, engine: &mut impl Submit, batch: usize) -> Took {
+    /// The same, at most `batch` from each queue; says how many were taken. A guest is told of what
+    /// was done at once before the next queue is looked at, which may be another guest's and full.
+    pub fn poll_and_tell(&mut self, engine: &mut impl Submit, batch: usize) -> Took {
+        self.poll_queues(engine, batch, true)
+    }
+
+    fn poll_queues(&mut self, engine: &mut impl Submit, batch: usize, tell: bool) -> Took {
         let mut took = Took::default();
         for index in &self.running {
             let Some(queue) = &mut self.queues[usize::from(*index)] else { continue };
@@ -159,6 +164,10 @@ impl BlkExport {
             };
             if let Some(fault) = fault {
                 self.stopped.push(QueueStopped { queue: *index, fault });
+            }
+            if tell && polled.taken > 0 {
+                engine.finish();
+                queue.publish();
             }
         }
         took

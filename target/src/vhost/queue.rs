@@ -40,6 +40,9 @@ pub enum Taken {
 pub trait Submit {
     /// Takes a request, or says why not.
     fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken;
+
+    /// Moves the bytes of all that was [`Taken::Done`]: its guest may be told now.
+    fn finish(&mut self) {}
 }
 
 impl Submit for Engine {

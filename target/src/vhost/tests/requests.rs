@@ -1,10 +1,13 @@
 //! Requests that are meant well: every kind, every layout, and what their life can run into.
 
-use lamina_bdev::{Op, Status};
+use std::fs::File;
 
+use lamina_bdev::{Op, Request, Seg, Status};
+
+use super::disk::RamDisk;
 use super::driver::{D, GUEST_BASE, REGION_BYTES, into, out, packed_bytes, split_bytes, table};
 use super::rig::*;
-use crate::vhost::{ExportMsg, Negotiated, Reply};
+use crate::vhost::{ExportMsg, Negotiated, Reply, Submit, Taken};
 
 fn both(test: impl Fn(bool)) {
     for packed in [false, true] {
@@ -49,6 +52,56 @@ fn answers_on_the_spot_and_later_ones_mix() {
             assert_eq!(rig.disk.seen.len(), before + 3);
             let lens: Vec<u32> = std::iter::from_fn(|| rig.used(0)).map(|(_, len)| len).collect();
             assert_eq!(lens, [1, 1, 4097]);
+        }
+    });
+}
+
+/// A disk before which it is seen what the guest of queue 0 knows when a request comes.
+struct Watched<'a> {
+    disk: &'a mut RamDisk,
+    call: &'a File,
+    /// Times that bytes were moved, and calls.
+    moved: u32,
+    called: u64,
+    /// Of each request the queue, and the two counts when it came.
+    seen: Vec<(u64, u32, u64)>,
+}
+
+impl Submit for Watched<'_> {
+    fn submit(&mut self, request: &Request, segs: &[Seg]) -> Taken {
+        self.called += signals(self.call);
+        self.seen.push((request.cookie >> 16 & 0xffff, self.moved, self.called));
+        self.disk.submit(request, segs)
+    }
+
+    fn finish(&mut self) {
+        assert_eq!(self.called + signals(self.call), self.called, "told before bytes have moved");
+        self.moved += 1;
+    }
+}
+
+#[test]
+fn a_guest_is_told_before_the_next_queue_is_looked_at() {
+    both(|packed| {
+        for at_once in [true, false] {
+            let mut rig = Rig::new(packed);
+            for (queue, n) in [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5)] {
+                rig.offer(queue, n, READ, n, 512);
+            }
+            let Rig { export, disk, calls, .. } = &mut rig;
+            disk.at_once = at_once;
+            let mut watched = Watched { disk, call: &calls[0], moved: 0, called: 0, seen: vec![] };
+            let took = export.poll_and_tell(&mut watched, 2);
+            assert_eq!((took.chains, took.queues), (4, 2), "at most two of each");
+            let called = u64::from(at_once);
+            assert_eq!(watched.seen, [(0, 0, 0), (0, 0, 0), (1, 1, called), (1, 1, called)]);
+            assert_eq!(watched.moved, 2);
+            // What is told is whole, and no more is told than was done.
+            let told = std::iter::from_fn(|| rig.used(0)).count();
+            assert_eq!(told, if at_once { 2 } else { 0 });
+            rig.turn();
+            let told = std::iter::from_fn(|| rig.used(0)).count();
+            assert_eq!(told, if at_once { 1 } else { 3 });
         }
     });
 }
