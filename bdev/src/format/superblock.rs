@@ -120,7 +120,8 @@ impl Geometry {
 
     /// Which extent a block lies in; `None` for the system area and for blocks past the end.
     pub fn extent_of(&self, block: u64) -> Option<u64> {
-        let extent = block.checked_sub(self.extents)? / self.extent_blocks;
+        // A power of two: nothing else is opened.
+        let extent = block.checked_sub(self.extents)? >> self.extent_blocks.trailing_zeros();
         (extent < self.extent_count).then_some(extent)
     }
 

@@ -127,33 +127,17 @@ impl Engine {
             };
             let Some(run) = run else { return Step::Done };
             let (pba, len) = self.checkpoint.piece(run, left);
-            // It may lie across two extents; check that all of it can be entered first.
-            let ends = [pba, pba + len - 1];
-            if !ends.iter().all(|&b| self.space_ready(b)) {
-                return Step::Wait;
-            }
-            for block in pba..pba + len {
-                self.space.mark(block, used).expect("its extent is loaded");
-            }
+            let Some(marked) = self.space.mark(pba, len, used) else { return Step::Wait };
             if let Some((extent, block)) = self.space.lie.take() {
                 let text = format!(
                     "the bitmap of extent {extent} had block {block} as free, which was in use: nothing is given out of that extent until `lamina check --repair`"
                 );
                 self.event(true, text);
             }
-            self.checkpoint.advance(run, len);
-            left -= len;
+            self.checkpoint.advance(run, marked);
+            left -= marked;
         }
         Step::Go
-    }
-
-    fn space_ready(&mut self, block: u64) -> bool {
-        let extent = self.space.geometry.extent_of(block).expect("links were checked") as usize;
-        let ready = self.space.loaded(extent) || self.space.load_fresh(extent);
-        if !ready {
-            self.space.wanted = Some(extent);
-        }
-        ready
     }
 
     /// Overwrites what was taken for lost and must not come back (`space/rebuild`).

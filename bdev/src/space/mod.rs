@@ -73,6 +73,15 @@ impl Bitmaps {
         Bitmaps { busy: [0; BITMAP_WORDS], disk: [0; BITMAP_WORDS], side: 0, dirty: false };
 }
 
+/// Neighbouring blocks of an extent, in one word of its bitmaps.
+struct Bits {
+    extent: usize,
+    word: usize,
+    mask: u64,
+    /// Bits of the mask, at least one.
+    count: u64,
+}
+
 /// Bitmaps (4 KiB each) set aside at open, and the least kept ready later.
 const SPARE_START: usize = 2048;
 const SPARE_MIN: usize = 16;
@@ -394,24 +403,33 @@ impl Space {
         None
     }
 
+    /// What of `block .. end` lies in the word of a bitmap that `block` lies in.
+    #[inline]
+    fn within_word(&self, block: u64, end: u64) -> Option<Bits> {
+        let extent = self.geometry.extent_of(block)? as usize;
+        let at = (block - self.geometry.extent_start(extent as u64)) as usize;
+        let count = (end - block).min(64 - at as u64 % 64);
+        Some(Bits { extent, word: at / 64, mask: u64::MAX >> (64 - count) << (at % 64), count })
+    }
+
     /// Gives back blocks that were allocated, or whose freeing has been committed.
     pub fn release(&mut self, pba: u64, len: u64) {
-        for block in pba..pba + len {
-            let Some(extent) = self.geometry.extent_of(block).map(|e| e as usize) else {
+        let (mut block, end) = (pba, pba + len);
+        while block < end {
+            let Some(Bits { extent, word, mask, count }) = self.within_word(block, end) else {
                 unreachable!("a block outside every extent is released")
             };
-            let at = (block - self.geometry.extent_start(extent as u64)) as usize;
+            block += count;
+            let sealed = self.sealed[extent];
             let Some(map) = self.maps[extent].as_mut() else {
-                assert!(self.sealed[extent], "a block of an unloaded extent is released");
+                assert!(sealed, "a block of an unloaded extent is released");
                 continue;
             };
-            if map.busy[at / 64] >> (at % 64) & 1 == 0 {
-                assert!(self.sealed[extent], "block {block} is freed twice");
-                continue;
-            }
-            map.busy[at / 64] &= !(1 << (at % 64));
-            if !self.sealed[extent] {
-                self.set_avail(extent, self.avail[extent] + 1);
+            let busy = map.busy[word] & mask;
+            assert!(busy == mask || sealed, "some of the {count} before {block} are freed twice");
+            map.busy[word] &= !mask;
+            if !sealed {
+                self.set_avail(extent, self.avail[extent] + count as u32);
             }
         }
     }
@@ -429,40 +447,42 @@ impl Space {
         true
     }
 
-    /// Checkpoint: a block counts as used (or free) on disk from this checkpoint on. `None` if the
-    /// extent has to be loaded first.
-    pub fn mark(&mut self, block: u64, used: bool) -> Option<()> {
-        let extent = self.geometry.extent_of(block).expect("links were checked") as usize;
+    /// Checkpoint: blocks count as used (or free) on disk from this checkpoint on. Returns for how
+    /// many of the first ones that was entered, at least one; `None` if their extent has to be
+    /// loaded first.
+    pub fn mark(&mut self, pba: u64, len: u64, used: bool) -> Option<u64> {
+        let bits = self.within_word(pba, pba + len).expect("links were checked");
+        let Bits { extent, word, mask, count } = bits;
         if !self.loaded(extent) && !self.load_fresh(extent) {
             self.wanted = Some(extent);
             return None;
         }
-        let at = (block - self.geometry.extent_start(extent as u64)) as usize;
         if self.sealed[extent] {
             self.distrust(extent);
-            return Some(());
+            return Some(count);
         }
         let map = self.maps[extent].as_mut().expect("loaded or sealed");
-        let bit = 1 << (at % 64);
+        let before = map.disk[word];
         if used {
-            assert!(map.disk[at / 64] & bit == 0, "block {block} is allocated twice");
-            map.disk[at / 64] |= bit;
+            assert!(before & mask == 0, "some of {count} blocks from {pba} are allocated twice");
+            map.disk[word] |= mask;
         } else {
-            if map.disk[at / 64] & bit == 0 {
+            map.disk[word] &= !mask;
+            if before & mask != mask {
                 // The bitmap lay on disk as if the block were free: others may be given out
                 // that are not. Nothing more of it is trusted.
-                self.lie = Some((extent, block));
+                let free = (!before & mask).trailing_zeros() - mask.trailing_zeros();
+                self.lie = Some((extent, pba + u64::from(free)));
                 self.seal(extent);
                 self.distrust(extent);
-                return Some(());
+                return Some(count);
             }
-            map.disk[at / 64] &= !bit;
         }
         if !map.dirty {
             map.dirty = true;
             self.dirty.push(extent);
         }
-        Some(())
+        Some(count)
     }
 
     /// A sealed extent's blocks change, which its bitmap will not say: it must not be believed at a

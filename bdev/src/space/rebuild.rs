@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(space.allocate(Use::Data, 99), Grant::Run(100 + 256 + 200, 55));
         assert_eq!(space.allocate(Use::Data, 1), Grant::Full);
         // The journal's block is entered by the checkpoint, as always.
-        assert_eq!(space.mark(100 + 256 + 255, true), Some(()));
+        assert_eq!(space.mark(100 + 256 + 255, 1, true), Some(1));
         space.resolve(2, &held.words(2), &taken.words(2), kind);
         assert_eq!(space.free, 254, "never used");
         space.resolved();
@@ -180,7 +180,7 @@ mod tests {
                 written.push(space.write_bitmap(extent, &mut block, store, 0, generation));
             }
             assert_eq!((space.entries[0].bitmap, space.entries[0].free), (generation, free));
-            space.mark(108, generation == 9).unwrap();
+            space.mark(108, 1, generation == 9).unwrap();
         }
         assert_eq!(written.len(), 3);
         assert_ne!(written[0], written[1]);

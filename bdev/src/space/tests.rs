@@ -72,12 +72,12 @@ fn a_double_free_is_a_bug() {
 fn the_disk_bitmap_changes_only_at_checkpoints_and_alternates_copies() {
     let mut space = space();
     let Grant::Run(pba, 3) = space.allocate(Use::Data, 3) else { panic!("no run") };
-    (pba..pba + 3).for_each(|b| space.mark(b, true).unwrap());
+    assert_eq!(space.mark(pba, 3, true), Some(3));
     let extent = *space.dirty.last().unwrap();
     let (store, mut a, mut b) = (Uuid([1; 16]), [0; 4096], [0; 4096]);
     let first = space.write_bitmap(extent, &mut a, store, 0, 7);
     assert!(space.dirty.is_empty());
-    space.mark(pba, false).unwrap();
+    space.mark(pba, 1, false).unwrap();
     let second = space.write_bitmap(extent, &mut b, store, 0, 8);
     assert_eq!((first % 2 == second % 2, first.abs_diff(second)), (false, 1));
     let mut again = super::tests::space();
@@ -103,7 +103,7 @@ fn a_sealed_extent_gives_nothing_out_and_is_not_believed_again() {
     assert_eq!(space.free, 7 * 254, "nothing comes back to it");
     assert!(space.entries.iter().all(|e| e.bitmap != extent::UNTRUSTED));
     let before = space.entries[(extent + 1) % 8].free;
-    space.mark(pba, false).unwrap();
+    space.mark(pba, 1, false).unwrap();
     assert_eq!(space.entries[extent].bitmap, extent::UNTRUSTED);
     assert_eq!(space.dirty_catalogue(), Some(0));
     let others = (0..8).filter(|&i| i != extent);
@@ -185,4 +185,101 @@ fn the_last_free_extent_of_64_tib_is_found_without_a_walk_through_the_full_ones(
         assert_eq!(space.choose(Use::Data), Some(extents - 1));
         assert_eq!(space.choose(Use::Metadata), Some(extents - 1));
     }
+}
+
+/// What the two bitmaps of each extent say, block by block.
+fn bits(space: &Space) -> Vec<(bool, bool)> {
+    let of = |words: &[u64], at: usize| words[at / 64] >> (at % 64) & 1 == 1;
+    let maps = space.maps.iter().flatten();
+    maps.flat_map(|map| (0..256).map(move |at| (of(&map.busy, at), of(&map.disk, at)))).collect()
+}
+
+/// Enters all of a run, as a checkpoint does; in how many steps.
+fn enter(space: &mut Space, pba: u64, len: u64, used: bool) -> u64 {
+    let (mut done, mut steps) = (0, 0);
+    while done < len {
+        done += space.mark(pba + done, len - done, used).expect("its extent is loaded");
+        steps += 1;
+    }
+    assert_eq!(done, len);
+    steps
+}
+
+#[test]
+fn runs_are_entered_and_given_back_as_block_by_block() {
+    let mut random = 11u64;
+    let mut below = |limit: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % limit
+    };
+    let mut space = space();
+    (0..8).for_each(|extent| assert!(space.load_fresh(extent)));
+    let fresh = bits(&space);
+    let mut model = fresh.clone();
+    let base = space.geometry.extents;
+    let (mut held, mut steps): (Vec<(u64, u64)>, [u64; 4]) = (Vec::new(), [0; 4]);
+    for round in 0..3000 {
+        if round % 30 == 0 {
+            // Long runs again.
+            for (pba, len) in held.drain(..) {
+                enter(&mut space, pba, len, false);
+                space.release(pba, len);
+            }
+            model.clone_from(&fresh);
+        }
+        let (pba, len, used) = if held.is_empty() || below(5) < 2 {
+            match space.allocate(Use::Data, 1 + below(100)) {
+                Grant::Run(pba, len) => (pba, len, true),
+                other => {
+                    assert_eq!(other, Grant::Full);
+                    continue;
+                }
+            }
+        } else {
+            // A part of a run, so that words are entered whole, from a bit on, and up to one.
+            let (pba, len) = held.swap_remove(below(held.len() as u64) as usize);
+            let first = below(len);
+            let part = 1 + below(len - first);
+            let rest = (pba + first + part, len - first - part);
+            held.extend([(pba, first), rest].into_iter().filter(|(_, len)| *len > 0));
+            (pba + first, part, false)
+        };
+        let took = enter(&mut space, pba, len, used);
+        steps[took as usize] += 1;
+        if used {
+            held.push((pba, len));
+        } else {
+            space.release(pba, len);
+        }
+        let at = (pba - base) as usize;
+        model[at..at + len as usize].fill((used, used));
+        assert!(bits(&space) == model, "{len} from {pba}, used: {used}");
+        assert_eq!(space.free, model.iter().filter(|(busy, _)| !busy).count() as u64);
+    }
+    assert!(steps[1..].iter().all(|&times| times > 20), "runs in one to three words: {steps:?}");
+}
+
+#[test]
+fn what_was_taken_already_is_not_entered_again() {
+    let mut space = space();
+    let Grant::Run(pba, 100) = space.allocate(Use::Data, 100) else { panic!("no run") };
+    assert_eq!(enter(&mut space, pba + 40, 1, true), 1);
+    let twice = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        enter(&mut space, pba, 100, true);
+    }));
+    assert!(twice.is_err(), "a block among others is allocated twice");
+}
+
+#[test]
+fn a_bitmap_that_had_used_blocks_as_free_is_left_alone_from_then_on() {
+    let mut space = space();
+    let Grant::Run(pba, 100) = space.allocate(Use::Data, 100) else { panic!("no run") };
+    let extent = space.geometry.extent_of(pba).unwrap() as usize;
+    // All but one.
+    enter(&mut space, pba, 80, true);
+    enter(&mut space, pba + 81, 19, true);
+    assert_eq!((enter(&mut space, pba, 70, false), space.lie), (2, None));
+    enter(&mut space, pba + 70, 30, false);
+    assert_eq!((space.lie, space.avail[extent]), (Some((extent, pba + 80)), 0));
+    assert_eq!(space.entries[extent].bitmap, extent::UNTRUSTED);
 }
