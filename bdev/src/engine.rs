@@ -313,6 +313,7 @@ impl Engine {
     }
 
     /// Ends an operation and answers its request.
+    #[inline(always)]
     pub(crate) fn finish(&mut self, index: u32, status: Status) {
         let op = &self.slots[index];
         let (kind, cookie) = (op.kind, op.cookie);

@@ -147,6 +147,7 @@ impl Op {
 impl Op {
     /// For a new operation. What `give` asserts, what `submit` sets and the runs, of which
     /// `run_count` count, are as they were.
+    #[inline(always)]
     fn begin(&mut self) {
         self.stage = Stage::Locate;
         (self.tree, self.disk) = (0, 0);
@@ -217,6 +218,7 @@ impl Slots {
     }
 
     /// A slot for a request; guests have the low numbers, which own segment tables.
+    #[inline(always)]
     pub fn take(&mut self, guest: bool) -> Option<u32> {
         let index = if guest { self.free_guest.pop()? } else { self.free_internal.pop()? };
         let op = &mut self.ops[index as usize];
@@ -225,6 +227,7 @@ impl Slots {
         Some(index)
     }
 
+    #[inline(always)]
     pub fn give(&mut self, index: u32) {
         let op = &mut self.ops[index as usize];
         assert!(op.stage != Stage::Free, "a slot was freed twice");

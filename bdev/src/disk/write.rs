@@ -152,6 +152,7 @@ impl Engine {
     }
 
     /// Lets go of the blocks and the leaf, and wakes who waits for them.
+    #[inline(always)]
     pub(crate) fn release_leaf(&mut self, index: u32) {
         let op = &mut self.slots[index];
         let slot = std::mem::replace(&mut op.leaf, NONE);
@@ -162,18 +163,6 @@ impl Engine {
         }
         self.wake_leaf(slot);
         self.cache.unpin(slot);
-    }
-
-    pub(crate) fn wake_leaf(&mut self, slot: u32) {
-        let meta = &mut self.cache.meta[slot as usize];
-        let mut waiters = std::mem::replace(&mut meta.waiters, crate::slots::List::EMPTY);
-        while let Some(op) = waiters.pop(&mut self.slots) {
-            // It looks for its leaf again: pins are cheap, stale slots are not.
-            let held = std::mem::replace(&mut self.slots[op].leaf, NONE);
-            self.cache.unpin(held);
-            self.slots[op].stage = Stage::Locate;
-            self.ready.push_back(op);
-        }
     }
 
     /// Zeroing a piece of a hole needs nothing; of a mapped block, a partial write.
@@ -231,6 +220,7 @@ impl Engine {
     /// True if every one of these blocks of a leaf belongs to the live disk alone, can be
     /// overwritten without a torn mix, has a mapping that no replay will check against its data,
     /// and is not being read.
+    #[inline(always)]
     pub(crate) fn can_overwrite(&self, slot: u32, id: u32, first: u16, count: u16) -> bool {
         let meta = &self.cache.meta[slot as usize];
         let disk = self.disks[id as usize].as_ref().expect("attached");
@@ -291,6 +281,7 @@ impl Engine {
         Admit::Go
     }
 
+    #[inline(always)]
     pub(crate) fn admit_redirect(&mut self, index: u32) -> Admit {
         let room = self.journal_has_room() && self.checkpoint_has_room();
         if !room || !self.cache.promise(self.cache_reserve()) {
@@ -323,6 +314,7 @@ impl Engine {
         }
     }
 
+    #[inline(always)]
     fn allocate_runs(&mut self, index: u32) -> Admit {
         let mut want = u64::from(self.slots[index].count);
         let own = self.replaces_own(index);
@@ -356,6 +348,7 @@ impl Engine {
 
     /// True if the part's blocks are surely the live disk's alone: writing them elsewhere frees as
     /// many as it takes, so that it must work on a full store too.
+    #[inline(always)]
     fn replaces_own(&self, index: u32) -> bool {
         let op = &self.slots[index];
         let meta = &self.cache.meta[op.leaf as usize];
@@ -481,17 +474,25 @@ impl Engine {
     }
 
     /// Puts the part's new blocks into the journal.
+    #[inline(always)]
     pub(crate) fn log_write(&mut self, index: u32) {
         let op = &mut self.slots[index];
         op.stage = Stage::Journal;
-        let (disk, runs, count) = (op.disk, op.runs, usize::from(op.run_count));
+        let (disk, count) = (op.disk, usize::from(op.run_count));
         let mut vba = op.leaf_index * LINKS as u64 + u64::from(op.first);
-        self.journal_append(index, count, |at| {
-            let Run { pba, blocks: len, crc } = runs[at];
+        let mut record = move |Run { pba, blocks: len, crc }| {
             let record = Record::Write { disk, vba, pba, len, crc };
             vba += u64::from(len);
             record
-        });
+        };
+        if count == 1 {
+            // Nearly always: the others need not be looked at.
+            let run = op.runs[0];
+            self.journal_append(index, 1, |_| record(run));
+        } else {
+            let runs = op.runs;
+            self.journal_append(index, count, |at| record(runs[at]));
+        }
     }
 
     /// A redirect that came to nothing gives everything back.
@@ -524,6 +525,7 @@ impl Engine {
     }
 
     /// The part's journal block is written: the map takes the new blocks over.
+    #[inline(always)]
     pub(crate) fn apply_write(&mut self, index: u32) {
         let op = &self.slots[index];
         let (slot, disk, count) = (op.leaf, op.disk, op.run_count as usize);
@@ -547,6 +549,7 @@ impl Engine {
     }
 
     /// Ends a part. True: the operation goes on with the next one.
+    #[inline(always)]
     pub(crate) fn part_done(&mut self, index: u32, status: Status) -> bool {
         self.release_leaf(index);
         if status != Status::Ok {
@@ -557,6 +560,7 @@ impl Engine {
     }
 
     /// On to the next part. True: there is one.
+    #[inline(always)]
     fn part_over(&mut self, index: u32) -> bool {
         let op = &mut self.slots[index];
         op.done += u64::from(op.part_bytes);

@@ -102,6 +102,7 @@ impl Record {
     }
 
     /// Puts the record at unit `at` of a block that is not sealed yet.
+    #[inline(always)]
     pub fn write(&self, block: &mut Block, at: usize) {
         assert!(at + self.units() <= UNITS_MAX, "a journal block overflowed");
         let (kind, disk, vba, pba, len, crc) = match *self {

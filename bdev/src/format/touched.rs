@@ -21,7 +21,16 @@ impl Touched {
     pub const ALL: Touched = Touched(u128::MAX);
 
     /// Adds a slot.
+    #[inline]
     pub fn add(&mut self, slot: u32) {
+        // Mostly the disk of the record before.
+        let known = self.0 & IS_MASK == 0 && u32::from(self.0 as u16) == slot + 1;
+        if !known {
+            self.enter(slot);
+        }
+    }
+
+    fn enter(&mut self, slot: u32) {
         if self.0 & IS_MASK != 0 {
             self.0 |= 1 << (slot % MASKED);
             return;

@@ -473,6 +473,7 @@ impl NodeCache {
     /// Pins a node. False: it is idle and pinning it would leave at most `reserve` slots that could
     /// be had, promised ones not counted.
     #[must_use]
+    #[inline(always)]
     pub fn pin(&mut self, slot: u32, reserve: usize) -> bool {
         let m = &self.meta[slot as usize];
         if m.pins == 0 && m.state == State::Clean {
@@ -499,6 +500,7 @@ impl NodeCache {
         self.marks[slot as usize] & LOADING != 0
     }
 
+    #[inline(always)]
     pub fn unpin(&mut self, slot: u32) {
         let m = &mut self.meta[slot as usize];
         assert!(m.pins > 0, "a node was unpinned too often");
@@ -541,6 +543,7 @@ impl NodeCache {
         spans(first, count).any(|(word, mask)| busy[word] & mask != 0)
     }
 
+    #[inline(always)]
     pub fn set_busy(&mut self, slot: u32, first: u16, count: u16) {
         let busy = &mut self.meta[slot as usize].busy;
         let mut set = |(word, mask): (usize, u64)| {
@@ -550,6 +553,7 @@ impl NodeCache {
         if count == 1 { set(place(first)) } else { spans(first, count).for_each(set) }
     }
 
+    #[inline(always)]
     pub fn clear_busy(&mut self, slot: u32, first: u16, count: u16) {
         let busy = &mut self.meta[slot as usize].busy;
         let mut clear = |(word, mask): (usize, u64)| {

@@ -210,6 +210,27 @@ impl Engine {
         self.unpark = true;
     }
 
+    /// Lets those that wait for blocks of a leaf, or for the leaf, look again.
+    #[inline(always)]
+    pub(crate) fn wake_leaf(&mut self, slot: u32) {
+        if !self.cache.meta[slot as usize].waiters.is_empty() {
+            self.wake_waiters(slot);
+        }
+    }
+
+    #[cold]
+    fn wake_waiters(&mut self, slot: u32) {
+        let meta = &mut self.cache.meta[slot as usize];
+        let mut waiters = std::mem::replace(&mut meta.waiters, List::EMPTY);
+        while let Some(op) = waiters.pop(&mut self.slots) {
+            // It looks for its leaf again: pins are cheap, stale slots are not.
+            let held = std::mem::replace(&mut self.slots[op].leaf, NONE);
+            self.cache.unpin(held);
+            self.slots[op].stage = Stage::Locate;
+            self.ready.push_back(op);
+        }
+    }
+
     /// The disk whose tree (or whose snapshot's tree) this is.
     pub(crate) fn disk_of_tree(&self, tree: u32) -> u32 {
         if tree < VIEW_TREES {
@@ -240,16 +261,23 @@ impl Engine {
     /// Makes leaf `slot` the live version of `disk` that may be changed now: what a running
     /// checkpoint or a snapshot still needs of it is copied aside, and links that are shared from
     /// now on are marked.
+    #[inline(always)]
     pub(crate) fn make_writable(&mut self, slot: u32, disk: u32) {
+        let found = self.disks[disk as usize].as_ref().expect("an attached disk exists");
+        let meta = &self.cache.meta[slot as usize];
+        let frozen = meta.freeze != self.checkpoint.freezes && !planted(Canary::FrozenLeafChanged);
+        if meta.state != State::Dirty || frozen || meta.epoch != found.epoch {
+            self.change_version(slot, disk);
+        }
+    }
+
+    #[inline(never)]
+    fn change_version(&mut self, slot: u32, disk: u32) {
         let freeze = self.checkpoint.freezes;
         let found = self.disks[disk as usize].as_ref().expect("an attached disk exists");
         let (epoch, newest, floor) = (found.epoch, found.newest, found.floor());
         let meta = &self.cache.meta[slot as usize];
         if meta.state == State::Dirty {
-            let frozen = meta.freeze != freeze && !planted(Canary::FrozenLeafChanged);
-            if !frozen && meta.epoch == epoch {
-                return;
-            }
             let (running, entry) = (meta.freeze != freeze, meta.entry);
             let copy = self.cache.freeze_copy(slot);
             self.checkpoint.retarget(running, entry, copy);
@@ -275,6 +303,7 @@ impl Engine {
 
     /// Sets the links of `vba .. vba + len` (one leaf) to `pba ..`, or to holes, and settles what
     /// becomes of the blocks they pointed at. The leaf is pinned and a slot is promised.
+    #[inline(always)]
     pub(crate) fn apply(&mut self, slot: u32, disk: u32, vba: u64, pba: Option<u64>, len: u64) {
         self.make_writable(slot, disk);
         let mark = freeze_tag(self.checkpoint.freezes);

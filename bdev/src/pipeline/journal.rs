@@ -163,7 +163,7 @@ impl Engine {
 
     /// Puts the `count` records of an admitted operation into the open batch, writes of as many
     /// runs or one of another kind; the operation goes on when the batch has taken effect.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn journal_append(
         &mut self,
         index: u32,
@@ -191,7 +191,7 @@ impl Engine {
 
     /// Makes sure that the last batch is open and has room for so many units. True if another one
     /// that was full is to be written.
-    #[inline]
+    #[inline(always)]
     fn journal_make_room(&mut self, units: usize) -> bool {
         self.journal.unreserve();
         let mut queued = false;
@@ -208,6 +208,7 @@ impl Engine {
         queued
     }
 
+    #[inline(never)]
     fn journal_open_batch(&mut self) {
         let j = &mut self.journal;
         assert!(j.batches.len() < j.batches_max, "more journal batches than their bound");

@@ -296,7 +296,19 @@ impl Space {
     }
 
     /// Up to `max` contiguous blocks.
+    #[inline(always)]
     pub fn allocate(&mut self, kind: Use, max: u64) -> Grant {
+        if let Some(extent) = self.current[kind as usize]
+            && let Some((at, len)) = self.take_run(extent, kind, max)
+        {
+            return Grant::Run(self.geometry.extent_start(extent as u64) + at as u64, len);
+        }
+        self.allocate_elsewhere(kind, max)
+    }
+
+    /// The same where the current extent has nothing, or none has been chosen.
+    #[cold]
+    fn allocate_elsewhere(&mut self, kind: Use, max: u64) -> Grant {
         loop {
             let Some(extent) = self.current[kind as usize] else {
                 match self.choose(kind) {
@@ -320,6 +332,7 @@ impl Space {
         }
     }
 
+    #[inline(always)]
     fn take_run(&mut self, extent: usize, kind: Use, max: u64) -> Option<(usize, u64)> {
         if self.avail[extent] == 0 {
             return None;
@@ -329,12 +342,18 @@ impl Space {
         let start = self.cursor[kind as usize];
         let at = next_zero(&map.busy, start, blocks).or_else(|| next_zero(&map.busy, 0, start))?;
         let mut len = 0;
-        while (len as u64) < max
-            && at + len < blocks
-            && map.busy[(at + len) / 64] >> ((at + len) % 64) & 1 == 0
-        {
-            map.busy[(at + len) / 64] |= 1 << ((at + len) % 64);
-            len += 1;
+        // Word by word: as many as are free in a row, and wanted.
+        loop {
+            let (word, bit) = ((at + len) / 64, (at + len) % 64);
+            let row = (!map.busy[word] >> bit).trailing_ones() as usize;
+            let took = row.min(max as usize - len);
+            if took > 0 {
+                map.busy[word] |= u64::MAX >> (64 - took) << bit;
+            }
+            len += took;
+            if bit + took < 64 || at + len == blocks {
+                break;
+            }
         }
         self.cursor[kind as usize] = at + len;
         self.dedicate(extent, kind.extent());
