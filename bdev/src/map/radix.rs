@@ -288,9 +288,10 @@ impl Engine {
         if meta.birth < floor {
             meta.birth = epoch;
             meta.shared_with = newest;
-            let links = self.cache.links[slot as usize].iter_mut();
-            for link in links.filter(|l| **l != 0 && !planted(Canary::MarkForgotten)) {
-                *link |= node::READ_ONLY;
+            let mark = if planted(Canary::MarkForgotten) { 0 } else { node::READ_ONLY };
+            // Without a branch, several links at a time.
+            for link in &mut self.cache.links[slot as usize] {
+                *link |= if *link == 0 { 0 } else { mark };
             }
         }
         let index = meta.key.index();
