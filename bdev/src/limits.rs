@@ -42,7 +42,8 @@ pub const CHECKPOINT_NODES_AT_ONCE: usize = 16;
 pub const REQUESTS_A_STEP: usize = 8;
 /// Turns without a request after which a checkpoint has the shard to itself.
 pub const QUIET_TURNS: u32 = 64;
-/// Blocks that one step enters into bitmaps, or gives back: about as long as one node takes.
+/// Blocks that one step enters into bitmaps, or gives back: scattered, about as long as one node
+/// takes.
 pub const CHECKPOINT_BITS_STEP: u64 = 64;
 /// Dropped blocks that one step settles.
 pub const CHECKPOINT_SETTLED_STEP: usize = 16;

@@ -68,6 +68,13 @@ fn fuzz_journal(input: &[u8]) {
     let whole = journal::records(&block, frame.count, |record| found.push(record));
     let units: usize = found.iter().map(journal::Record::units).sum();
     assert!(units <= frame.count, "records fit the block");
+    // What it would say if its checksum did not match.
+    let claims = journal::claims(&block, STORE, frame.lsn, frame.incarnation);
+    let touched = claims.expect("it is that block");
+    assert_eq!(touched.is_err(), whole.is_err());
+    if let Ok(touched) = touched {
+        assert!(found.iter().all(|record| touched.has(record.disk())));
+    }
     if whole.is_err() {
         return;
     }

@@ -24,7 +24,7 @@ impl Touched {
     #[inline]
     pub fn add(&mut self, slot: u32) {
         // Mostly the disk of the record before.
-        let known = self.0 & IS_MASK == 0 && u32::from(self.0 as u16) == slot + 1;
+        let known = self.0 & IS_MASK == 0 && u64::from(self.0 as u16) == u64::from(slot) + 1;
         if !known {
             self.enter(slot);
         }
@@ -89,6 +89,18 @@ mod tests {
         assert!(slots.iter().chain(&[50]).all(|&slot| touched.has(slot)));
         assert_eq!(Touched::from_bytes(touched.to_bytes()), touched);
         assert!((0..65_535).all(|slot| Touched::ALL.has(slot) && !Touched::default().has(slot)));
+    }
+
+    /// What a damaged block says may be any number.
+    #[test]
+    fn numbers_that_no_list_holds_are_masked() {
+        for slot in [65_534, 65_535, 65_536, u32::MAX] {
+            let mut touched = Touched::default();
+            touched.add(slot);
+            assert!(touched.has(slot), "{slot}");
+            touched.add(0);
+            assert!(touched.has(slot) && touched.has(0), "{slot} and 0");
+        }
     }
 
     #[test]

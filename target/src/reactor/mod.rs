@@ -24,6 +24,7 @@ pub mod epoll;
 pub mod feed;
 pub mod handle;
 pub mod idle;
+pub(crate) mod look;
 pub mod mailbox;
 mod past_outbox;
 mod rest;

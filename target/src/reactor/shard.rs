@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!  base.poll ─► engine.complete      1. what the device has finished
-//!  exports.poll ─► engine.submit     2. what guests ask
+//!  look ─► engine.submit             2. what guests ask; they are told of what is done at once
 //!  engine.tick                       3. commit batches close, background work goes a step on
 //!  engine.next_io ─► base.submit     4. (RAM answers at once: round again, bounded)
 //!  engine.next_done ─► export.complete
 //!  base.enter                        5. one system call
-//!  exports.end_turn                  6. guests are told, once a turn
+//!  exports.end_turn                  6. guests are told of the rest
 //! ```
 
 use std::os::fd::RawFd;
@@ -21,13 +21,14 @@ use lamina_bdev::{
 
 use super::client_io::{CLIENT_INDEX, ClientIo, IoJob};
 use super::feed::{Ahead, Feed};
+use super::look::look;
 use super::rest::Rest;
 use super::space_watch::SpaceWatch;
 use crate::base::{Base, Operation, Submitted};
 use crate::events::{self, Severity};
 use crate::log;
 use crate::nvmf::devices::{Engines, NVMF_INDEX};
-use crate::vhost::{BATCH_MAX, BlkExport, ExportMsg, Submit, Taken, Took};
+use crate::vhost::{BATCH_MAX, BlkExport, ExportMsg, Submit, Taken};
 
 /// Rounds of engine and base in one turn; what is left goes into the next.
 const ROUNDS_MAX: usize = 16;
@@ -61,6 +62,12 @@ struct ExportSlot {
     leaving: Option<SyncSender<Option<Box<BlkExport>>>>,
     /// Its change counter when the epoll set was made.
     watched: u64,
+}
+
+impl AsMut<BlkExport> for ExportSlot {
+    fn as_mut(&mut self) -> &mut BlkExport {
+        &mut self.export
+    }
 }
 
 /// A shard on its reactor.
@@ -214,7 +221,7 @@ impl Shard {
         };
         let (mut chains, mut more) = (0, false);
         for _ in 0..looks {
-            let took = poll_and_tell(exports, &mut feed, batch);
+            let took = look(exports, &mut feed, batch);
             chains += took.chains;
             more = took.more;
             if took.queues > 1 {
@@ -538,7 +545,7 @@ impl Shard {
             return false;
         }
         let mut feed = Feed { engine, base, ahead, segs };
-        if poll_and_tell(export, &mut feed, BATCH_MAX).chains == 0 {
+        if look(export, &mut feed, BATCH_MAX).chains == 0 {
             return false;
         }
         if self.drain()
@@ -550,21 +557,6 @@ impl Shard {
         self.base.enter();
         true
     }
-}
-
-/// Takes up to `batch` chains from each queue of these exports, and tells the guests of what was
-/// done at once; how many were taken. Nothing is told before its bytes have been moved.
-fn poll_and_tell(exports: &mut [Option<ExportSlot>], feed: &mut Feed, batch: usize) -> Took {
-    let mut all = Took::default();
-    for slot in exports.iter_mut().flatten() {
-        let took = slot.export.poll_and_tell(feed, batch);
-        all.chains += took.chains;
-        all.queues += took.queues;
-        all.more |= took.more;
-    }
-    // A piece of what waited for room counts for nothing, and its bytes may still have to move.
-    feed.finish();
-    all
 }
 
 /// The engines of a reactor, for its NVMe queues.

@@ -100,6 +100,12 @@ pub struct BlkExport {
     stopped: Vec<QueueStopped>,
 }
 
+impl AsMut<BlkExport> for BlkExport {
+    fn as_mut(&mut self) -> &mut BlkExport {
+        self
+    }
+}
+
 impl BlkExport {
     /// An export without a guest yet.
     ///
@@ -136,39 +142,44 @@ impl BlkExport {
 
     /// The same, into whatever takes requests.
     pub fn poll_into(&mut self, engine: &mut impl Submit) -> bool {
-        self.poll_queues(engine, BATCH_MAX, false).chains > 0
+        let mut chains = 0;
+        for place in 0..self.queues_running() {
+            chains += self.poll_queue(place, engine, BATCH_MAX).chains;
+        }
+        chains > 0
     }
 
-    /// The same, at most `batch` from each queue; says how many were taken. A guest is told of what
-    /// was done at once before the next queue is looked at, which may be another guest's and full.
-    pub fn poll_and_tell(&mut self, engine: &mut impl Submit, batch: usize) -> Took {
-        self.poll_queues(engine, batch, true)
+    /// Queues that run: those at places `0..` of [`BlkExport::poll_queue`], until the turn ends.
+    pub fn queues_running(&self) -> usize {
+        self.running.len()
     }
 
-    fn poll_queues(&mut self, engine: &mut impl Submit, batch: usize, tell: bool) -> Took {
-        let mut took = Took::default();
-        for index in &self.running {
-            let Some(queue) = &mut self.queues[usize::from(*index)] else { continue };
-            let before = queue.in_flight();
-            let polled =
-                queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine, batch);
-            self.in_flight = self.in_flight - before + queue.in_flight();
-            took.chains += polled.taken;
-            took.queues += usize::from(polled.taken > 0);
-            took.more |= polled.taken > 1 && queue.waiting() * 4 >= polled.taken * 3;
-            took.more |= queue.is_held_up();
-            // Memory that was lost reads as zeroes, which looks like any fault, or none.
-            let fault = match self.epochs.current().damaged() {
-                true => queue.fail(Fault::MemoryLost),
-                false => polled.fault.and_then(|fault| queue.fail(fault)),
-            };
-            if let Some(fault) = fault {
-                self.stopped.push(QueueStopped { queue: *index, fault });
-            }
-            if tell && polled.taken > 0 {
-                engine.finish();
-                queue.publish();
-            }
+    /// True if the queue at that place had several requests when it was last looked at.
+    pub fn is_crowded(&self, place: usize) -> bool {
+        let queue = &self.queues[usize::from(self.running[place])];
+        queue.as_ref().is_some_and(|queue| queue.is_crowded())
+    }
+
+    /// Takes what one queue's guest made available, at most `batch` chains, and submits it; says
+    /// how many were taken.
+    pub fn poll_queue(&mut self, place: usize, engine: &mut impl Submit, batch: usize) -> Took {
+        let index = self.running[place];
+        let Some(queue) = &mut self.queues[usize::from(index)] else { return Took::default() };
+        let before = queue.in_flight();
+        let polled = queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine, batch);
+        self.in_flight = self.in_flight - before + queue.in_flight();
+        let took = Took {
+            chains: polled.taken,
+            queues: usize::from(polled.taken > 0),
+            more: polled.taken > 1 && queue.waiting() * 4 >= polled.taken * 3 || queue.is_held_up(),
+        };
+        // Memory that was lost reads as zeroes, which looks like any fault, or none.
+        let fault = match self.epochs.current().damaged() {
+            true => queue.fail(Fault::MemoryLost),
+            false => polled.fault.and_then(|fault| queue.fail(fault)),
+        };
+        if let Some(fault) = fault {
+            self.stopped.push(QueueStopped { queue: index, fault });
         }
         took
     }

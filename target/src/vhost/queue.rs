@@ -123,6 +123,8 @@ pub struct Queue {
     pending: Option<Pending>,
     in_flight: u32,
     unpublished: bool,
+    /// Several chains were taken the last time.
+    crowded: bool,
     enabled: bool,
     kicks_wanted: bool,
     fault: Option<Fault>,
@@ -164,6 +166,7 @@ impl Queue {
             pending: None,
             in_flight: 0,
             unpublished: false,
+            crowded: false,
             enabled: setup.enabled,
             kicks_wanted: false,
             fault: None,
@@ -226,6 +229,20 @@ impl Queue {
         engine: &mut impl Submit,
         batch: usize,
     ) -> Polled {
+        let polled = self.poll_ring(device, epochs, cookie_base, engine, batch);
+        self.crowded = polled.taken > 1;
+        polled
+    }
+
+    #[inline]
+    fn poll_ring(
+        &mut self,
+        device: &Device,
+        epochs: &mut Epochs,
+        cookie_base: u64,
+        engine: &mut impl Submit,
+        batch: usize,
+    ) -> Polled {
         // One that had to wait counts again: it may have been done at once now.
         let waited = usize::from(self.pending.is_some());
         let mut polled = Polled { taken: 0, fault: None };
@@ -247,6 +264,11 @@ impl Queue {
             }
         }
         polled
+    }
+
+    /// True if several chains were taken the last time.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded
     }
 
     /// True if a request that was taken waits until the engine has room.

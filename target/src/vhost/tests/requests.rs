@@ -7,6 +7,7 @@ use lamina_bdev::{Op, Request, Seg, Status};
 use super::disk::RamDisk;
 use super::driver::{D, GUEST_BASE, REGION_BYTES, into, out, packed_bytes, split_bytes, table};
 use super::rig::*;
+use crate::reactor::look::look;
 use crate::vhost::{ExportMsg, Negotiated, Reply, Submit, Taken};
 
 fn both(test: impl Fn(bool)) {
@@ -80,29 +81,67 @@ impl Submit for Watched<'_> {
     }
 }
 
+/// One look at both queues, after these requests were offered; what was seen of each, and the
+/// counts at its end.
+fn seen_by_look(rig: &mut Rig, offers: &[usize], counts: &mut (u32, u64)) -> Vec<(u64, u32, u64)> {
+    for (n, queue) in offers.iter().enumerate() {
+        rig.offer(*queue, n as u64, READ, n as u64, 512);
+    }
+    let Rig { export, disk, calls, .. } = rig;
+    let (moved, called) = *counts;
+    let mut watched = Watched { disk, call: &calls[0], moved, called, seen: vec![] };
+    let took = look(&mut [None, Some(export)], &mut watched, 2);
+    assert_eq!(took.chains, offers.len());
+    let Watched { moved, called, seen, .. } = watched;
+    *counts = (moved, called + signals(&calls[0]));
+    seen
+}
+
 #[test]
-fn a_guest_is_told_before_the_next_queue_is_looked_at() {
+fn a_guest_is_told_before_a_crowded_queue_is_looked_at() {
     both(|packed| {
-        for at_once in [true, false] {
-            let mut rig = Rig::new(packed);
-            for (queue, n) in [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5)] {
-                rig.offer(queue, n, READ, n, 512);
+        let mut rig = Rig::new(packed);
+        rig.disk.at_once = true;
+        let mut counts = (0, 0);
+        let mut look = |offers: &[usize]| {
+            let seen = seen_by_look(&mut rig, offers, &mut counts);
+            // What is told is whole.
+            for queue in 0..2 {
+                let told = std::iter::from_fn(|| rig.used(queue)).count();
+                assert_eq!(told, offers.iter().filter(|of| **of == queue).count());
             }
-            let Rig { export, disk, calls, .. } = &mut rig;
-            disk.at_once = at_once;
-            let mut watched = Watched { disk, call: &calls[0], moved: 0, called: 0, seen: vec![] };
-            let took = export.poll_and_tell(&mut watched, 2);
-            assert_eq!((took.chains, took.queues), (4, 2), "at most two of each");
-            let called = u64::from(at_once);
-            assert_eq!(watched.seen, [(0, 0, 0), (0, 0, 0), (1, 1, called), (1, 1, called)]);
-            assert_eq!(watched.moved, 2);
-            // What is told is whole, and no more is told than was done.
-            let told = std::iter::from_fn(|| rig.used(0)).count();
-            assert_eq!(told, if at_once { 2 } else { 0 });
-            rig.turn();
-            let told = std::iter::from_fn(|| rig.used(0)).count();
-            assert_eq!(told, if at_once { 1 } else { 3 });
+            (seen, counts)
+        };
+        // Nothing is known of queue 1 yet, so that it overlaps.
+        let (seen, counts) = look(&[0, 0, 1, 1]);
+        assert_eq!((seen, counts), (vec![(0, 0, 0), (0, 0, 0), (1, 0, 0), (1, 0, 0)], (1, 1)));
+        // Now it is: bytes are moved, and queue 0 is told.
+        let (seen, counts) = look(&[0, 1, 1]);
+        assert_eq!((seen, counts), (vec![(0, 1, 1), (1, 2, 2), (1, 2, 2)], (3, 2)));
+        let (seen, counts) = look(&[0, 1]);
+        assert_eq!((seen, counts), (vec![(0, 3, 2), (1, 4, 3)], (5, 3)));
+        // It had one request only: overlapped again.
+        let (seen, counts) = look(&[0, 1]);
+        assert_eq!((seen, counts), (vec![(0, 5, 3), (1, 5, 3)], (6, 4)));
+        // Nobody waits to be told.
+        let (seen, counts) = look(&[1, 1]);
+        assert_eq!((seen, counts), (vec![(1, 6, 4), (1, 6, 4)], (7, 4)));
+        assert_eq!(look(&[1]), (vec![(1, 7, 4)], (8, 4)));
+    });
+}
+
+#[test]
+fn no_guest_is_told_of_what_is_done_later() {
+    both(|packed| {
+        let (mut rig, mut counts) = (Rig::new(packed), (0, 0));
+        for offers in [&[0, 0, 1, 1][..], &[0, 1]] {
+            seen_by_look(&mut rig, offers, &mut counts);
+            assert_eq!((counts.1, rig.used(0), rig.used(1)), (0, None, None));
         }
+        assert_eq!(counts.0, 3, "queue 1 was crowded at the second look");
+        rig.turn();
+        assert_eq!(std::iter::from_fn(|| rig.used(0)).count(), 3);
+        assert_eq!(std::iter::from_fn(|| rig.used(1)).count(), 3);
     });
 }
 
