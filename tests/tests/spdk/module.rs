@@ -72,6 +72,13 @@ enum Under {
 
 /// Runs a program of SPDK that waits to be told, and gives its answer.
 fn performed(under: Under, place: &str, arguments: &[&str], params: Value) -> (App, Value) {
+    let app = prepared(under, place, arguments);
+    let answer = app.ask("perform_tests", params);
+    (app, answer)
+}
+
+/// Starts it, with a disk to perform on.
+fn prepared(under: Under, place: &str, arguments: &[&str]) -> App {
     let few = json!({"bdev_io_pool_size": 80, "bdev_io_cache_size": 4});
     let (base, bdevs) = match under {
         Under::Memory => ("Malloc0", vec![malloc(256, 4096)]),
@@ -81,8 +88,7 @@ fn performed(under: Under, place: &str, arguments: &[&str], params: Value) -> (A
     let app = App::start(Tool::Preloaded(place, arguments), &bdevs);
     app.create_store(base);
     app.create_disk("d", 96);
-    let answer = app.ask("perform_tests", params);
-    (app, answer)
+    app
 }
 
 #[test]
@@ -151,6 +157,35 @@ fn a_base_pulled_out_is_an_error_on_its_disks() {
     pulled_out("Malloc0", &[malloc(128, 4096)]);
     pulled_out("Pass0", &[malloc(128, 4096), passthru()]);
     assert!(spdk_program("no/such/program").is_none());
+}
+
+#[test]
+fn a_base_goes_while_it_is_written_at_full_speed() {
+    if !ready_with("a_base_goes_while_it_is_written_at_full_speed", PERF) {
+        return;
+    }
+    for (under, method, base) in [
+        (Under::Memory, "bdev_malloc_delete", "Malloc0"),
+        (Under::Io, "bdev_passthru_delete", "Pass0"),
+    ] {
+        // It goes on after errors, so that the load never lets up.
+        let arguments = ["-z", "-q", "32", "-o", "4096", "-w", "randrw", "-M", "50", "-t", "8"];
+        let arguments = [&arguments[..], &["-T", "pool/d", "-f"]].concat();
+        let app = prepared(under, PERF, &arguments);
+        let answer = std::thread::scope(|scope| {
+            let load = scope.spawn(|| app.ask("perform_tests", Value::Null));
+            std::thread::sleep(Duration::from_secs(2));
+            // Answered once nobody holds it open any more.
+            app.ask(method, json!({"name": base}));
+            assert!(app.bdev(base).is_none(), "{under:?}: it is held");
+            assert!(!load.is_finished(), "{under:?}: it went only after the load");
+            load.join().expect("the load is answered")
+        });
+        let job = &answer["results"][0];
+        assert!(job["io_failed"].as_u64().is_some_and(|failed| failed > 0), "{under:?}: {answer}");
+        assert_eq!(job["io_timeout"], json!(0), "{under:?}: none is lost");
+        assert!(app.bdev("pool/d").is_some(), "the disk is still there, with its errors");
+    }
 }
 
 fn pulled_out(base: &str, bdevs: Bdevs<'_>) {
