@@ -59,10 +59,10 @@ pub fn write(folder: &Path, report: &Report) -> Result<()> {
     for verdict in &verdicts {
         let Spread { median, min, max } = verdict.found;
         middle += &format!(
-            "| {} | {} | {median:.2} ({min:.2}..{max:.2}) | {:.2} | {} |\n",
+            "| {} | {} | {median:.2} ({min:.2}..{max:.2}) | {} | {} |\n",
             verdict.what,
             verdict.goal,
-            verdict.cpu.median,
+            verdict.by_cpu_time(),
             if verdict.met() { "met" } else { "**not met**" }
         );
     }

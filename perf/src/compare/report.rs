@@ -98,6 +98,11 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// The ratio of CPU times for people.
+    pub fn by_cpu_time(&self) -> String {
+        by_cpu_time(&self.cpu)
+    }
+
     /// True if it is kept.
     pub fn met(&self) -> bool {
         self.found.median >= self.goal
@@ -183,13 +188,13 @@ impl Report {
             out += "\npromises: rate of Lamina by the other's\n";
         }
         for verdict in &verdicts {
-            let Verdict { what, goal, found, cpu } = verdict;
+            let Verdict { what, goal, found, .. } = verdict;
             let word = if verdict.met() { "met   " } else { "MISSED" };
             let Spread { median, min, max } = found;
             out += &format!(
                 "  {word}  {what}: {median:.2} ({min:.2}..{max:.2}), promised >= {goal}; by CPU \
-                 time {:.2}\n",
-                cpu.median
+                 time {}\n",
+                verdict.by_cpu_time()
             );
         }
         out
@@ -223,14 +228,25 @@ fn line(row: &Measured, of: &OfPeer) -> Option<String> {
     if of.peer != row.peers[0].peer {
         let (rate, by_cpu) = (row.ratio(of)?, row.cpu_ratio(of)?);
         text += &format!("   x{:.2} ({:.2}..{:.2})", rate.median, rate.min, rate.max);
-        text += &format!(", CPU x{:.2}", by_cpu.median);
+        text += &format!(", CPU x{}", by_cpu_time(&by_cpu));
     }
     Some(text + "\n")
+}
+
+/// Runs of less than a tick of the clock took no time at all by it.
+fn by_cpu_time(ratio: &Spread) -> String {
+    if ratio.median.is_finite() { format!("{:.2}", ratio.median) } else { "(too short)".into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_ratio_to_nothing_is_told() {
+        let of = |all: &[f64]| by_cpu_time(&Spread::of(all.to_vec()).expect("some"));
+        assert_eq!((of(&[1.5, f64::INFINITY]), of(&[2.0])), ("(too short)".into(), "2.00".into()));
+    }
 
     fn report(ours: &[f64], theirs: &[f64]) -> Report {
         let group = GROUPS[1];
