@@ -168,6 +168,7 @@ impl BlkExport {
         let before = queue.in_flight();
         let polled = queue.poll(&self.device, &mut self.epochs, self.cookie_base, engine, batch);
         self.in_flight = self.in_flight - before + queue.in_flight();
+        queue.note_taken(polled.taken);
         let took = Took {
             chains: polled.taken,
             queues: usize::from(polled.taken > 0),

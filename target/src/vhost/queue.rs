@@ -229,20 +229,6 @@ impl Queue {
         engine: &mut impl Submit,
         batch: usize,
     ) -> Polled {
-        let polled = self.poll_ring(device, epochs, cookie_base, engine, batch);
-        self.crowded = polled.taken > 1;
-        polled
-    }
-
-    #[inline]
-    fn poll_ring(
-        &mut self,
-        device: &Device,
-        epochs: &mut Epochs,
-        cookie_base: u64,
-        engine: &mut impl Submit,
-        batch: usize,
-    ) -> Polled {
         // One that had to wait counts again: it may have been done at once now.
         let waited = usize::from(self.pending.is_some());
         let mut polled = Polled { taken: 0, fault: None };
@@ -264,6 +250,11 @@ impl Queue {
             }
         }
         polled
+    }
+
+    /// What the last poll took, for [`Queue::is_crowded`].
+    pub(super) fn note_taken(&mut self, chains: usize) {
+        self.crowded = chains > 1;
     }
 
     /// True if several chains were taken the last time.
